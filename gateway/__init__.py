@@ -1,0 +1,1 @@
+"""The gateway: wire dialects in front, one core, adapters behind."""

@@ -1,0 +1,255 @@
+"""Value objects of the core. Times are seconds since the epoch, UTC; sizes are pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """The states of a generation; `OPEN` ones can still change."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHING = "finishing"
+    COMPLETED = "completed"
+    BLOCKED = "blocked"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+OPEN = frozenset({State.QUEUED, State.RUNNING, State.FINISHING})
+#: States in which a cancel can still win: from `FINISHING` on the picture is paid for and is handed out.
+CANCELLABLE = frozenset({State.QUEUED, State.RUNNING})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who is asking: resolved from an API key."""
+
+    key_id: str
+    tenant: str
+    tier: str = "standard"
+    scopes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiKey:
+    """An API key as it is stored: the secret itself is never kept, only its SHA-256."""
+
+    id: str
+    tenant: str
+    name: str
+    prefix: str
+    tier: str = "standard"
+    scopes: frozenset[str] = frozenset()
+    created_at: float
+    disabled_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """A fallback made visible: what the caller gave for a field and what was used instead."""
+
+    code: str
+    field: str
+    given: str
+    used: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credentials:
+    """What the caller claims in the content credentials (``cs_*``); empty means the configured default."""
+
+    author: str = ""
+    title: str = ""
+    description: str = ""
+    organization: str = ""
+    vendor: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """What to draw. ``prompt`` is the text as it was asked for, ``positive`` and ``negative`` what the model gets."""
+
+    prompt: str
+    positive: str
+    negative: str
+    model: str
+    worker_model: str
+    style: str
+    character: str
+    width: int
+    height: int
+    seed: int
+    steps: int | None = None
+    guidance: float | None = None
+    n: int = 1
+    optimized: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """How to hand it over: encoding, review and credentials."""
+
+    format: str = "jpeg"
+    quality: int = 95
+    lossless: bool = False
+    ruleset: str = "default"
+    precompliance: str = ""
+    credentials: Credentials = field(default_factory=Credentials)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawPicture:
+    """A lossless picture as the worker delivered it. ``data`` only when it travelled inline."""
+
+    index: int
+    seed: int
+    sha256: str
+    width: int
+    height: int
+    data: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """What the worker answered. ``timings`` are seconds per phase."""
+
+    pictures: tuple[RawPicture, ...]
+    steps: int
+    guidance: float
+    sampler: str
+    family: str
+    revision: str
+    negative_used: bool = True
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredPicture:
+    """A file that may be handed out: ``type`` is ``signed`` or ``thumbnail``, ``key`` its place in the storage."""
+
+    key: str
+    type: str
+    index: int
+    filename: str
+    mime: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ruling:
+    """The verdict of the review, as it is kept with the job."""
+
+    safe: bool
+    ruleset: str
+    ruleset_version: str
+    codes: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    #: Never handed out in any form, whatever the key may do.
+    sealed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of a job. ``masters`` are private keys of the lossless pictures (of the quarantine, when blocked)."""
+
+    ruling: Ruling
+    pictures: tuple[StoredPicture, ...] = ()
+    masters: tuple[str, ...] = ()
+    quality: int | None = None
+    lossless: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """Why a job ended without a picture; ``message`` is safe to show."""
+
+    code: str
+    message: str = "Generation failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One generation: the row of the job store. ``gen_id`` names it for ever, ``public_id`` is its id on its surface."""
+
+    gen_id: str
+    public_id: str
+    surface: str
+    tenant: str
+    key_id: str
+    request_id: str
+    drawing: Drawing
+    delivery: Delivery
+    created_at: float
+    deadline_at: float
+    state: State = State.QUEUED
+    notices: tuple[Notice, ...] = ()
+    backend_id: str | None = None
+    #: How often the job was handed to the backend; uploads of another attempt never mix with this one's.
+    attempt: int = 0
+    step: int = 0
+    total_steps: int = 0
+    started_at: float | None = None
+    drawn_at: float | None = None
+    finished_at: float | None = None
+    #: When the sweeper looks at it next.
+    next_at: float = 0.0
+    #: Failed tries of the present stage, for the back-off.
+    tries: int = 0
+    drawn: Drawn | None = None
+    outcome: Outcome | None = None
+    fault: Fault | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.state in OPEN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """A signed PUT address for one raw picture."""
+
+    url: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderOrder:
+    """What a backend needs to know of a job."""
+
+    gen_id: str
+    request_id: str
+    drawing: Drawing
+    slots: tuple[Slot, ...]
+    webhook: str | None
+    execution_timeout: float
+    ttl: float
+    deadline_at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a backend says of a job. ``state`` is one of queued, running, completed, failed, timed_out, cancelled, gone."""
+
+    state: str
+    step: int = 0
+    total_steps: int = 0
+    drawn: Drawn | None = None
+    fault: Fault | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readiness:
+    """Whether a part can do its work now, and in a sentence what is missing if not."""
+
+    ready: bool
+    reason: str = ""

@@ -1,0 +1,89 @@
+"""What the core needs of the outside. Adapters live in ``backends``, ``jobs`` and ``storage``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from compliance.picture import Signed
+from gateway.core.images import ApiKey, Job, Readiness, RenderOrder, Report, Slot
+
+
+class Jobs(Protocol):
+    """The job store. Every method raises `StoreUnavailable` when the database does not answer."""
+
+    async def add(self, job: Job) -> None:
+        """Durable when it returns."""
+
+    async def get(self, gen_id: str) -> Job | None: ...
+
+    async def find(self, surface: str, public_id: str) -> Job | None: ...
+
+    async def page(self, tenant: str, *, limit: int, before: tuple[float, str] | None) -> list[Job]:
+        """The tenant's jobs, newest first, older than ``before`` = (created_at, gen_id) of the last one seen."""
+
+    async def claim(self, gen_id: str, *, lease: str, now: float, until: float) -> Job | None:
+        """Take the job to work on it. None when it has ended, is unknown, or somebody holds a lease that still runs."""
+
+    async def renew(self, gen_id: str, *, lease: str, until: float) -> bool:
+        """False when the lease was lost: stop working."""
+
+    async def save(self, job: Job, *, lease: str, release: bool) -> bool:
+        """Write all that can change. False, and nothing written, when the lease was lost or the job has ended."""
+
+    async def cancel(self, gen_id: str, *, now: float) -> Job | None:
+        """End the job as cancelled if it is still `CANCELLABLE`, lease or not. None when it was not."""
+
+    async def adopt(self, gen_id: str, backend_id: str) -> None:
+        """Note the backend id of an open job that has none: the crash came between the hand-over and the write."""
+
+    async def due(self, *, now: float, limit: int) -> list[str]:
+        """Ids of open jobs with ``next_at`` in the past and no running lease, longest waiting first."""
+
+
+class Keys(Protocol):
+    """API keys by the SHA-256 (hex) of their secret."""
+
+    async def find(self, digest: str) -> ApiKey | None: ...
+
+    async def create(self, key: ApiKey, digest: str) -> None: ...
+
+    async def list(self) -> Sequence[ApiKey]: ...
+
+    async def disable(self, key_id: str, *, now: float) -> bool: ...
+
+
+class Backend(Protocol):
+    """A GPU endpoint. Raises `BackendUnavailable` (try again) or `BackendRefused` (never)."""
+
+    async def submit(self, order: RenderOrder) -> str:
+        """The backend's id of the job."""
+
+    async def poll(self, backend_id: str) -> Report: ...
+
+    async def cancel(self, backend_id: str) -> None: ...
+
+    async def readiness(self) -> Readiness: ...
+
+
+class Storage(Protocol):
+    """Pictures. Only what is `Signed` can be published; the rest is private. Raises `StorageUnavailable`."""
+
+    async def publish(self, key: str, picture: Signed) -> None: ...
+
+    def link(self, key: str, *, filename: str, expires_at: float) -> str:
+        """A signed address of something published (or quarantined), valid until ``expires_at``."""
+
+    def slot(self, key: str, *, expires_at: float) -> Slot:
+        """A signed address to which a worker can upload one private PNG."""
+
+    async def keep(self, key: str, data: bytes) -> None:
+        """Store something private."""
+
+    async def read(self, key: str) -> bytes | None:
+        """Something private; None when it is not there."""
+
+    async def purge(self, prefix: str, *, keep: frozenset[str] = frozenset()) -> None:
+        """Remove everything under a prefix but the keys to keep."""
+
+    async def readiness(self) -> Readiness: ...

@@ -1,0 +1,241 @@
+"""The one error tree. The class docstring is the default message; each dialect owns its status and envelope.
+
+x GatewayError
+  x BadRequest                the caller can mend it
+    + InvalidJson, MissingAction, UnknownAction, InvalidField, PromptRequired, PromptTooLong, InvalidCharacter, BadId
+  x BodyTooLarge
+  x AccessDenied
+    + MissingKey, InvalidKey, DisabledKey
+  + PromptBlocked             the content policy refused the words
+  x NotFound
+    + JobNotFound, CachedResultNotFound, CacheMiss, RouteNotFound
+  + MethodNotAllowed
+  + JobNotOpen                the job has ended, so it cannot be cancelled
+  x Unavailable               somebody behind us does not answer; the job survives
+    + BackendUnavailable, StorageUnavailable, StoreUnavailable, ShuttingDown
+  + BackendRefused            the GPU backend refused the job for good
+  + CatalogError, SettingsError   stop the start, never a request
+  + InternalError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+    fix: str | None = None
+
+    def __init__(self, message: str | None = None, *, fix: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        if fix is not None:
+            self.fix = fix
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class BadRequest(GatewayError):
+    """The request is not valid"""
+
+    code = "bad_request"
+
+
+class InvalidJson(BadRequest):
+    """Invalid JSON"""
+
+    code = "invalid_json"
+    fix = 'Send one JSON object in UTF-8, for example {"action": "models"}.'
+
+
+class MissingAction(BadRequest):
+    """Missing action"""
+
+    code = "missing_action"
+
+
+class UnknownAction(BadRequest):
+    """Unknown action"""
+
+    code = "unknown_action"
+
+
+class InvalidField(BadRequest):
+    """A field has a wrong value"""
+
+    code = "invalid_field"
+
+    def __init__(self, field: str, problem: str, *, fix: str | None = None) -> None:
+        super().__init__(f"Invalid {field}: {problem}", fix=fix)
+        self.field = field
+
+
+class PromptRequired(BadRequest):
+    """Prompt is required"""
+
+    code = "prompt_required"
+    fix = 'Send "prompt" as text with at least one word that is not a -negative.'
+
+
+class PromptTooLong(BadRequest):
+    """Prompt too long"""
+
+    code = "prompt_too_long"
+
+
+class InvalidCharacter(BadRequest):
+    """Invalid character"""
+
+    code = "invalid_character"
+
+
+class BadId(BadRequest):
+    """Bad ID"""
+
+    code = "bad_id"
+    fix = "Send the id exactly as generate returned it."
+
+
+class BodyTooLarge(GatewayError):
+    """Request body too large"""
+
+    code = "body_too_large"
+
+
+class AccessDenied(GatewayError):
+    """Unauthorized"""
+
+    code = "unauthorized"
+
+
+class MissingKey(AccessDenied):
+    """Unauthorized"""
+
+    code = "unauthorized"
+    fix = "Send the header Authorization: Bearer <API-KEY>."
+
+
+class InvalidKey(AccessDenied):
+    """Invalid API key"""
+
+    code = "invalid_api_key"
+    fix = "Check the key; an operator makes a new one with: imgen keys create."
+
+
+class DisabledKey(AccessDenied):
+    """API key is disabled"""
+
+    code = "api_key_disabled"
+    fix = "Ask the operator for a new key."
+
+
+class PromptBlocked(GatewayError):
+    """Prompt blocked"""
+
+    code = "safety_violation"
+    fix = "Rewrite the prompt; the named categories are not allowed."
+
+    def __init__(self, rules: Sequence[str], categories: Sequence[str]) -> None:
+        super().__init__()
+        self.rules = tuple(rules)
+        self.categories = tuple(categories)
+
+
+class NotFound(GatewayError):
+    """Not found"""
+
+    code = "not_found"
+
+
+class RouteNotFound(NotFound):
+    """Not found"""
+
+
+class JobNotFound(NotFound):
+    """Job not found"""
+
+    code = "job_not_found"
+    fix = "Send an id that generate returned to this API key."
+
+
+class CacheMiss(NotFound):
+    """No cached result found"""
+
+    code = "cache_miss"
+    fix = "Send cache_only: false to generate a new picture."
+
+
+class CachedResultNotFound(NotFound):
+    """Cached result not found or expired"""
+
+    code = "cached_result_not_found"
+    fix = "Call generate again; cache handles live for one hour."
+
+
+class MethodNotAllowed(GatewayError):
+    """Method not allowed"""
+
+    code = "method_not_allowed"
+
+
+class JobNotOpen(GatewayError):
+    """Job has already ended"""
+
+    code = "job_not_open"
+
+
+class Unavailable(GatewayError):
+    """Temporarily unavailable"""
+
+    code = "unavailable"
+    retryable = True
+
+
+class BackendUnavailable(Unavailable):
+    """Generation failed"""
+
+    code = "backend_unavailable"
+    fix = "Send the request again in a few seconds."
+
+
+class StoreUnavailable(Unavailable):
+    """The job store does not answer"""
+
+    code = "store_unavailable"
+
+
+class StorageUnavailable(Unavailable):
+    """The picture storage does not answer"""
+
+    code = "storage_unavailable"
+
+
+class BackendRefused(GatewayError):
+    """Generation failed"""
+
+    code = "backend_refused"
+
+
+class CatalogError(GatewayError):
+    """The catalogue is not valid"""
+
+    code = "catalog_error"
+
+
+class SettingsError(GatewayError):
+    """A setting is not valid"""
+
+    code = "settings_error"
+
+
+class InternalError(GatewayError):
+    """Internal server error"""
+
+    code = "internal_error"
+    retryable = True
