@@ -1,0 +1,113 @@
+"""The one reader of the environment. Every setting has a row in README.md; a test fails when one is missing there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gateway.errors import SettingsError
+
+PREFIX = "IMGEN_"
+
+
+def _http_url(value: str) -> str:
+    if value and not value.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    return value.rstrip("/")
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Frozen settings of one gateway process. The environment variable of a field is its name with ``IMGEN_``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(Path("var"), description="Folder for everything that the embedded default keeps")
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8080, ge=1, le=65535, description="Port to listen on")
+    public_url: HttpUrl = Field("", description="How callers reach this gateway; picture URLs begin with it")
+    internal_url: HttpUrl = Field("", description="How the worker and the endpoint reach this gateway")
+    cors_origins: str = Field("", description="Comma-separated origins that browsers may call from")
+
+    api_key: str = Field("", description="A key to register at the start, 16 characters at least")
+    secret: str = Field("", description="Secret that signs URLs; made and kept in the data folder when empty")
+    database_url: str = Field("", description="SQLAlchemy URL of the job store; SQLite in the data folder when empty")
+    catalog: Path | None = Field(None, description="Your own catalog.toml; the shipped one when empty")
+
+    backend_url: HttpUrl = Field("", description="Base URL of the serverless endpoint, RunPod's or the local one")
+    backend_key: str = Field("", description="API key of the serverless endpoint")
+    execution_timeout: Seconds = Field(300, description="Seconds that a worker may draw")
+    job_ttl: Seconds = Field(330, description="Seconds from submit after which an undrawn job is given up")
+
+    url_ttl: Seconds = Field(3600, description="Seconds that a picture URL lives; each status call signs anew")
+    upload_ttl: Seconds = Field(3600, description="Seconds that a worker's upload URL lives")
+    lease: Seconds = Field(15, description="Seconds after which another replica takes over an abandoned job")
+    sweep_interval: Seconds = Field(1, description="Seconds between two looks at the open jobs")
+    poll_interval: Seconds = Field(2, description="Seconds between two questions to the endpoint about one job")
+    finish_deadline: Seconds = Field(180, description="Seconds in which review, signing and storing must succeed")
+    finish_threads: int = Field(2, ge=1, le=64, description="Pictures finished at the same time")
+
+    signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
+    signing_key: Path | None = Field(None, description="PEM private key (PKCS#8) of the leaf")
+    signing_anchors: Path | None = Field(None, description="PEM roots that the chain must lead to")
+    provider: str = Field("imgen", max_length=256, description="Who offers the service, as the pictures say it")
+    author: str = Field("", max_length=256, description="Default of cs_author")
+    title: str = Field("", max_length=256, description="Default of cs_title")
+    description: str = Field("", max_length=2000, description="Default of cs_description")
+    organization: str = Field("", max_length=256, description="Default of cs_organization")
+    vendor: str = Field("", max_length=256, description="Default of cs_vendor")
+
+    unknown_character: Literal["error", "ignore"] = Field("error", description="What an unknown @name does")
+    unknown_ruleset: Literal["default", "error"] = Field("default", description="What an unknown ruleset name does")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged")
+    log_format: Literal["json", "console"] = Field("json", description="One JSON object per line, or for people")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.api_key and len(self.api_key) < 16:
+            raise ValueError("api_key: must have 16 characters at least")
+        if self.secret and len(self.secret) < 32:
+            raise ValueError("secret: must have 32 characters at least")
+        if (self.signing_chain is None) != (self.signing_key is None):
+            raise ValueError("signing_chain: set it together with signing_key")
+        if self.job_ttl < self.execution_timeout:
+            raise ValueError("job_ttl: must not be below execution_timeout")
+        return self
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """Raises `SettingsError` naming the variable. Empty variables count as not set."""
+        given = {
+            name: environ[PREFIX + name.upper()] for name in cls.model_fields if environ.get(PREFIX + name.upper())
+        }
+        try:
+            return cls.model_validate(given)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_input=False)[0]
+            name, problem = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+            if not name:
+                name, _, problem = problem.partition(": ")
+            raise SettingsError(f"{PREFIX}{name.upper()}: {problem}") from None
+
+    def base_url(self) -> str:
+        """The public URL, or the address listened on."""
+        return self.public_url or f"http://{_reachable(self.host)}:{self.port}"
+
+    def worker_url(self) -> str:
+        """Where the worker sends pictures and the endpoint its webhooks."""
+        return self.internal_url or self.public_url or f"http://{_reachable(self.host)}:{self.port}"
+
+    def database(self) -> str:
+        return self.database_url or f"sqlite+aiosqlite:///{self.data / 'imgen.db'}"
+
+
+def _reachable(host: str) -> str:
+    if host in {"0.0.0.0", "::", ""}:
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
