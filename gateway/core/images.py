@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from compliance.verdict import Verdict
+
 
 class State(StrEnum):
     """The states of a generation; `OPEN` ones can still change."""
@@ -144,23 +146,10 @@ class StoredPicture:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ruling:
-    """The verdict of the review, as it is kept with the job."""
-
-    safe: bool
-    ruleset: str
-    ruleset_version: str
-    codes: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    #: Never handed out in any form, whatever the key may do.
-    sealed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What came of a job. ``masters`` are private keys of the lossless pictures (of the quarantine, when blocked)."""
 
-    ruling: Ruling
+    verdict: Verdict
     pictures: tuple[StoredPicture, ...] = ()
     masters: tuple[str, ...] = ()
     quality: int | None = None

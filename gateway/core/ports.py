@@ -12,8 +12,8 @@ from gateway.core.images import ApiKey, Job, Readiness, RenderOrder, Report, Slo
 class Jobs(Protocol):
     """The job store. Every method raises `StoreUnavailable` when the database does not answer."""
 
-    async def add(self, job: Job) -> None:
-        """Durable when it returns."""
+    async def add(self, job: Job, *, lease: str, until: float) -> None:
+        """Durable when it returns; whoever adds it holds its first lease."""
 
     async def get(self, gen_id: str) -> Job | None: ...
 
@@ -30,6 +30,9 @@ class Jobs(Protocol):
 
     async def save(self, job: Job, *, lease: str, release: bool) -> bool:
         """Write all that can change. False, and nothing written, when the lease was lost or the job has ended."""
+
+    async def counts(self) -> dict[str, int]:
+        """Number of jobs per state."""
 
     async def cancel(self, gen_id: str, *, now: float) -> Job | None:
         """End the job as cancelled if it is still `CANCELLABLE`, lease or not. None when it was not."""

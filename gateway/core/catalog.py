@@ -1,0 +1,143 @@
+"""The catalogue that an operator edits: characters, models and their styles, as one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gateway.errors import CatalogError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+Words = Annotated[str, Field(max_length=2000)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Character(_Entry):
+    """A character and the words that call it."""
+
+    label: str
+    trigger: Words = ""
+    positive: Words = ""
+    negative: Words = ""
+
+
+class Style(_Entry):
+    """A style preset: quality tags added to the positive, extras added to the negative."""
+
+    label: str
+    tags: Words = ""
+    negative: Words = ""
+
+
+class Model(_Entry):
+    """A model as callers see it. ``worker`` is the name that the worker's own models.toml gives the weights."""
+
+    label: str
+    worker: Name
+    base_negative: Words = ""
+    default_style: Name | None = None
+    styles: dict[Name, Style] = {}
+    characters: tuple[Name, ...] | None = None
+    steps: int | None = Field(None, ge=1, le=150)
+    guidance: float | None = Field(None, ge=0, le=30)
+
+
+class _File(_Entry):
+    version: int = Field(ge=1, le=1)
+    characters: dict[Name, Character] = {}
+    models: dict[Name, Model] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Characters and models, in the order of the file: the first model is the default."""
+
+    characters: Mapping[str, Character]
+    models: Mapping[str, Model]
+
+    @property
+    def default_model(self) -> str:
+        return next(iter(self.models))
+
+    def style(self, model: str, wanted: str) -> str:
+        """The style key to use: the wanted one if the model has it, else the model's default, else ``""``."""
+        entry = self.models[model]
+        if wanted in entry.styles:
+            return wanted
+        return entry.default_style or ""
+
+    def characters_of(self, model: str) -> tuple[str, ...]:
+        allowed = self.models[model].characters
+        return tuple(self.characters) if allowed is None else allowed
+
+
+def load(path: Path | None = None) -> Catalog:
+    """Read a catalogue; the shipped one without a path. Raises `CatalogError` with the place and the fix."""
+    if path is None:
+        text, where = resources.files("gateway").joinpath("catalog.toml").read_text(encoding="utf-8"), "catalog.toml"
+    else:
+        where = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise CatalogError(f"{where}: cannot be read ({exc.__class__.__name__}); check the path") from exc
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise CatalogError(f"{where}: not valid TOML: {exc}") from exc
+    return parse(data, where, text)
+
+
+def parse(data: Mapping[str, Any], where: str, text: str = "") -> Catalog:
+    try:
+        file = _File.model_validate(data)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        raise CatalogError(f"{where}{_line(text, place)}: {place}: {first['msg']}") from exc
+    for key, model in file.models.items():
+        if model.default_style is not None and model.default_style not in model.styles:
+            raise CatalogError(
+                f"{where}{_line(text, f'models.{key}.default_style')}: models.{key}.default_style is "
+                f"{model.default_style!r}, which is not one of its styles; use one of: {_names(model.styles)}"
+            )
+        if model.styles and model.default_style is None:
+            raise CatalogError(f"{where}{_line(text, f'models.{key}')}: models.{key} has styles but no default_style")
+        for name in model.characters or ():
+            if name not in file.characters:
+                raise CatalogError(
+                    f"{where}{_line(text, f'models.{key}.characters')}: models.{key}.characters names {name!r}, "
+                    f"which is not a character; use one of: {_names(file.characters)}"
+                )
+    return Catalog(characters=file.characters, models=file.models)
+
+
+def _names(entries: Mapping[str, Any]) -> str:
+    return ", ".join(entries) or "(none)"
+
+
+def _line(text: str, place: str) -> str:
+    """The line of a dotted place, as ``:12``: the table's header, or the key below it when the file has it."""
+    keys = place.split(".")
+    lines = text.splitlines()
+    for depth in range(len(keys), 0, -1):
+        header = f"[{'.'.join(keys[:depth])}]"
+        for start, line in enumerate(lines):
+            if line.strip() != header:
+                continue
+            for offset, below in enumerate(lines[start + 1 :], start + 1):
+                if below.lstrip().startswith("["):
+                    break
+                if depth < len(keys) and below.partition("=")[0].strip() == keys[depth]:
+                    return f":{offset + 1}"
+            return f":{start + 1}"
+    return ""
