@@ -1,0 +1,183 @@
+"""Draws with any diffusers text-to-image folder. The one module of the worker that imports torch and diffusers."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from handler.drawing import OnStep, Order, OutOfMemory, Stopped
+from handler.models import Model, ModelsError
+
+#: A file up to this size goes into the revision whole; of a larger one its length, its beginning and its end.
+_HASHED_WHOLE = 32 * 2**20
+
+
+class DiffusersRenderer:
+    """A pipeline that was loaded once and draws many pictures. Made by `load`."""
+
+    def __init__(self, model: Model, pipeline: Any, revision: str) -> None:
+        self._model = model
+        self._pipeline = pipeline
+        self._accepts = frozenset(inspect.signature(pipeline.__call__).parameters)
+        self._finish = _finisher(model)
+        self._revision = revision
+        if missing := {"prompt", "width", "height", "num_inference_steps", "generator"} - self._accepts:
+            raise ModelsError(
+                f"models.{model.name}.source: {type(pipeline).__name__} does not draw from text"
+                f" (it takes no {', '.join(sorted(missing))}); choose a text-to-image model"
+            )
+        if model.negative and "negative_prompt" not in self._accepts:
+            raise ModelsError(
+                f"models.{model.name}.negative: {type(pipeline).__name__} takes no negative prompt; write false"
+            )
+
+    @classmethod
+    def load(cls, model: Model, *, threads: int = 1) -> DiffusersRenderer:
+        """Blocks for seconds to minutes. Raises `ModelsError` if the model can't be what ``models.toml`` says."""
+        torch.set_num_threads(threads)
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        where = {"revision": model.revision, "local_files_only": not model.hub}
+        try:
+            index = DiffusionPipeline.load_config(model.source, **where)
+            # Review is a stage of its own behind the worker; a checker here would only blacken pictures unseen.
+            unchecked = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+            # Pickled weights run code when they are loaded, so only safetensors are.
+            pipeline = DiffusionPipeline.from_pretrained(
+                model.source,
+                dtype=_dtype(model.dtype, device),
+                variant=model.variant,
+                use_safetensors=True,
+                **where,
+                **unchecked,
+            )
+        except (OSError, ValueError) as exc:
+            raise ModelsError(f"models.{model.name}.source: {model.source} can't be loaded: {exc}") from exc
+        if model.sampler is not None:
+            pipeline.scheduler = _sampler(model, pipeline.scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to(device)
+        revision = _hub_revision(model, index) if model.hub else _folder_revision(Path(model.source))
+        return cls(model, pipeline, revision)
+
+    @property
+    def sampler(self) -> str:
+        scheduler = getattr(self._pipeline, "scheduler", None)
+        return type(scheduler).__name__ if scheduler is not None else "unknown"
+
+    @property
+    def revision(self) -> str:
+        return self._revision
+
+    def draw(self, order: Order, on_step: OnStep, stopping: Callable[[], bool]) -> Image.Image:
+        """See `Renderer.draw`. The same order gives the same bytes on the same kind of device."""
+        if stopping():
+            raise Stopped
+
+        def after_step(pipeline: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            # Some samplers take more steps than they were asked for; the pipeline knows its real number.
+            on_step(step + 1, getattr(pipeline, "num_timesteps", order.steps))
+            if stopping():
+                raise Stopped
+            return kwargs
+
+        wishes = {
+            "prompt": order.positive,
+            "negative_prompt": order.negative,
+            "width": order.width // self._model.scale,
+            "height": order.height // self._model.scale,
+            "num_inference_steps": order.steps,
+            "guidance_scale": order.guidance,
+            # A generator of the CPU gives the same noise whatever the device is.
+            "generator": torch.Generator("cpu").manual_seed(order.seed),
+            "callback_on_step_end": after_step,
+        }
+        try:
+            image = self._pipeline(**{k: v for k, v in wishes.items() if k in self._accepts}).images[0]
+        except (torch.OutOfMemoryError, MemoryError) as exc:
+            self._free()
+            raise OutOfMemory from exc
+        except RuntimeError as exc:
+            # The CPU's allocator has no error type of its own.
+            if "can't allocate memory" in str(exc):
+                raise OutOfMemory from exc
+            raise
+        return self._finish(image.convert("RGB"))
+
+    def close(self) -> None:
+        self._pipeline = None
+        self._free()
+
+    def _free(self) -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _dtype(name: str, device: str) -> torch.dtype:
+    if name != "auto":
+        dtype = getattr(torch, name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if device == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _sampler(model: Model, given: Any) -> Any:
+    choices = {kind.__name__: kind for kind in getattr(given, "compatibles", ())}
+    if model.sampler not in choices:
+        raise ModelsError(
+            f"models.{model.name}.sampler: {model.sampler!r} does not fit this model;"
+            f" write one of {', '.join(sorted(choices))}"
+        )
+    return choices[model.sampler].from_config(given.config)
+
+
+def _finisher(model: Model) -> Callable[[Image.Image], Image.Image]:
+    """What happens to the pipeline's picture: nothing for most models, palette and whole-pixel scale for pixel art."""
+    if model.palette is None and model.scale == 1:
+        return lambda image: image
+    from handler import pixelart
+
+    palettes = None if model.palette is None else pixelart.read_palettes(model.palette)
+
+    def finish(image: Image.Image) -> Image.Image:
+        if palettes is not None:
+            image = pixelart.snap(image, palettes)
+        return pixelart.upscale(image, model.scale)
+
+    return finish
+
+
+def _folder_revision(folder: Path) -> str:
+    """A short name for exactly these weights: it changes when a file does."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in {".json", ".safetensors", ".txt"}):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _HASHED_WHOLE:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(2**20))
+                file.seek(-(2**20), 2)
+                digest.update(file.read())
+    return digest.hexdigest()[:12]
+
+
+def _hub_revision(model: Model, index: dict[str, Any]) -> str:
+    """The hub's commit, as diffusers found it; else what was asked for."""
+    commit = index.get("_commit_hash")
+    return str(commit)[:12] if commit else model.revision or "main"
