@@ -32,7 +32,7 @@ class Jobs(Protocol):
         """Write all that can change. False, and nothing written, when the lease was lost or the job has ended."""
 
     async def counts(self) -> dict[str, int]:
-        """Number of jobs per state."""
+        """Number of jobs in each open state."""
 
     async def cancel(self, gen_id: str, *, now: float) -> Job | None:
         """End the job as cancelled if it is still `CANCELLABLE`, lease or not. None when it was not."""
