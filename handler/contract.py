@@ -56,7 +56,8 @@ class Job:
     """One order to draw ``n`` pictures of ``width`` x ``height`` pixels.
 
     ``seed`` is the seed of the first picture; picture *i* uses ``seed + i``, so that each can be drawn again alone.
-    ``uploads`` is empty or has ``n`` entries. ``deadline`` is in seconds since the epoch, UTC; the worker gives up then.
+    ``uploads`` is empty or has ``n`` entries. ``deadline`` is in seconds since the epoch, UTC; the worker gives up
+    then.
     """
 
     id: str
@@ -150,10 +151,27 @@ def _objects(wire: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     return value
 
 
+def _object(wire: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = wire.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ContractError(f"{key!r} must be an object, not {type(value).__name__}")
+    return value
+
+
+def _real(wire: Mapping[str, Any], key: str) -> float:
+    value = _get(wire, key, int, float)
+    # Python reads NaN, Infinity and integers of any length from JSON.
+    if not -1e300 < value < 1e300:
+        raise ContractError(f"{key!r} must be a finite number")
+    return float(value)
+
+
 def _number(wire: Mapping[str, Any], key: str, default: float | None = None) -> float | None:
-    if wire.get(key) is None:
-        return default
-    return float(_get(wire, key, int, float))
+    return default if wire.get(key) is None else _real(wire, key)
+
+
+def _whole(wire: Mapping[str, Any], key: str, default: int) -> int:
+    return default if wire.get(key) is None else int(_get(wire, key, int))
 
 
 def job_to_wire(job: Job) -> dict[str, Any]:
@@ -186,7 +204,7 @@ def job_from_wire(wire: Mapping[str, Any]) -> Job:
     if not 1 <= n <= 8:
         raise ContractError(f"'n' must be 1 to 8, not {n}")
     uploads = tuple(
-        Upload(url=_get(u, "url", str), headers={str(k): str(v) for k, v in (u.get("headers") or {}).items()})
+        Upload(url=_get(u, "url", str), headers={str(k): str(v) for k, v in _object(u, "headers").items()})
         for u in _objects(wire, "uploads")
     )
     if uploads and len(uploads) != n:
@@ -216,7 +234,7 @@ def job_from_wire(wire: Mapping[str, Any]) -> Job:
                 url=_get(r, "url", str),
                 sha256=_get(r, "sha256", str),
                 role=str(r.get("role") or "init"),
-                strength=0.6 if r.get("strength") is None else float(_get(r, "strength", int, float)),
+                strength=0.6 if r.get("strength") is None else _real(r, "strength"),
             )
             for r in _objects(wire, "references")
         ),
@@ -244,10 +262,10 @@ def progress_from_wire(wire: Mapping[str, Any]) -> Progress:
         version=wire["version"],
         sequence=_get(wire, "sequence", int),
         phase=_get(wire, "phase", str),
-        picture=int(wire.get("picture") or 0),
-        pictures=int(wire.get("pictures") or 1),
-        step=int(wire.get("step") or 0),
-        total_steps=int(wire.get("total_steps") or 0),
+        picture=_whole(wire, "picture", 0),
+        pictures=_whole(wire, "pictures", 1),
+        step=_whole(wire, "step", 0),
+        total_steps=_whole(wire, "total_steps", 0),
     )
 
 
@@ -294,20 +312,21 @@ def result_from_wire(wire: Mapping[str, Any]) -> Result:
     )
     if not pictures:
         raise ContractError("'pictures' is empty")
-    timings = wire.get("timings") or {}
-    if not isinstance(timings, Mapping):
-        raise ContractError("'timings' must be an object")
+    timings = _object(wire, "timings")
+    warnings = wire.get("warnings") or []
+    if not isinstance(warnings, list):
+        raise ContractError("'warnings' must be a list")
     return Result(
         version=wire["version"],
         pictures=pictures,
         steps=_get(wire, "steps", int),
-        guidance=float(_get(wire, "guidance", int, float)),
+        guidance=_real(wire, "guidance"),
         sampler=_get(wire, "sampler", str),
         family=_get(wire, "family", str),
         revision=_get(wire, "revision", str),
         negative_used=wire.get("negative_used") is not False,
-        timings={str(k): float(v) for k, v in timings.items() if isinstance(v, int | float)},
-        warnings=tuple(str(w) for w in wire.get("warnings") or ()),
+        timings={str(k): _real(timings, k) for k in timings},
+        warnings=tuple(str(w) for w in warnings),
     )
 
 
