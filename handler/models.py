@@ -15,6 +15,7 @@ A file that is wrong stops the start with the key and the fix. The keys of a mod
 ``size_multiple``  what the pipeline's width and height must be multiples of
 ``scale``          the pipeline draws at the size divided by this, and every pixel becomes a square of this side
 ``palette``        a palette file, relative to the source folder, to whose colours the picture is snapped
+``cell``           with a palette: the side of one art pixel in the pipeline's picture
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Model:
     size_multiple: int = 8
     scale: int = 1
     palette: Path | None = None
+    cell: int = 1
 
     @property
     def grid(self) -> int:
@@ -131,12 +133,15 @@ def _model(name: str, table: _Table, base: Path) -> Model:
         size_multiple=table.at_least(1, "size_multiple", 8),
         scale=table.at_least(1, "scale", 1),
         palette=None if palette is None else (folder / palette).resolve(),
+        cell=table.at_least(1, "cell", 1),
     )
     table.done()
     if model.steps > model.max_steps:
         raise table.wrong("steps", f"{model.steps} is more than max_steps; write at most {model.max_steps}")
-    if model.guidance < 0:
-        raise table.wrong("guidance", "it can't be below 0; 0 or 1 mean no guidance")
+    if model.size_multiple % model.cell:
+        raise table.wrong("cell", f"{model.cell} does not divide size_multiple, {model.size_multiple}; correct one")
+    if not model.guidance >= 0:
+        raise table.wrong("guidance", "it must be 0 or more; 0 or 1 mean no guidance")
     return model
 
 

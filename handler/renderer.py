@@ -6,6 +6,7 @@ import gc
 import hashlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from handler import pixelart
 from handler.drawing import OnStep, Order, OutOfMemory, Stopped
 from handler.models import Model, ModelsError
 
@@ -146,17 +148,16 @@ def _sampler(model: Model, given: Any) -> Any:
 
 
 def _finisher(model: Model) -> Callable[[Image.Image], Image.Image]:
-    """What happens to the pipeline's picture: nothing for most models, palette and whole-pixel scale for pixel art."""
-    if model.palette is None and model.scale == 1:
-        return lambda image: image
-    from handler import pixelart
-
-    palettes = None if model.palette is None else pixelart.read_palettes(model.palette)
+    """What happens to the pipeline's picture: nothing for most models, palette and whole pixels for pixel art."""
+    if model.palette is None:
+        return partial(pixelart.upscale, factor=model.scale) if model.scale > 1 else lambda image: image
+    try:
+        palettes = pixelart.read_palettes(model.palette)
+    except (OSError, ValueError, TypeError) as exc:
+        raise ModelsError(f"models.{model.name}.palette: {model.palette} is no palette file: {exc}") from exc
 
     def finish(image: Image.Image) -> Image.Image:
-        if palettes is not None:
-            image = pixelart.snap(image, palettes)
-        return pixelart.upscale(image, model.scale)
+        return pixelart.upscale(pixelart.snap(image, palettes, model.cell), model.cell * model.scale)
 
     return finish
 
