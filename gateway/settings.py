@@ -42,6 +42,7 @@ class Settings(BaseModel):
 
     backend_url: HttpUrl = Field("", description="Base URL of the serverless endpoint, RunPod's or the local one")
     backend_key: str = Field("", description="API key of the serverless endpoint")
+    backend_min_workers: int = Field(0, ge=0, description="Workers that must be up before /readyz says yes")
     execution_timeout: Seconds = Field(300, description="Seconds that a worker may draw")
     job_ttl: Seconds = Field(330, description="Seconds from submit after which an undrawn job is given up")
 

@@ -1,0 +1,234 @@
+"""The composition root: which adapters, which dialects, and in which order they open and close."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio.to_thread
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from compliance.authority import load_or_create
+from compliance.credentials import Credentials as SigningCredentials
+from compliance.errors import ComplianceError
+from compliance.review import Reviewing
+from compliance.sign import Signer
+from gateway import __version__
+from gateway.backends.runpod import RunPodBackend
+from gateway.core import access
+from gateway.core.catalog import load
+from gateway.core.finishing import Finisher
+from gateway.core.images import Credentials
+from gateway.core.service import GenerationService, Policy
+from gateway.dialects.base import Dialect, Json
+from gateway.dialects.imgen import ImgenDialect
+from gateway.errors import (
+    AccessDenied,
+    BodyTooLarge,
+    GatewayError,
+    InternalError,
+    InvalidKey,
+    MethodNotAllowed,
+    RouteNotFound,
+    SettingsError,
+    Unavailable,
+)
+from gateway.jobs import Database, SqlJobs, SqlKeys, migrate
+from gateway.middleware import RequestId
+from gateway.settings import Settings
+from gateway.storage.disk import DiskStorage
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings) -> Starlette:
+    """One gateway. Builds without I/O but for reading the catalogue and the secret; opens everything in the lifespan.
+
+    Raises `CatalogError` and `SettingsError`, which name what to mend.
+    """
+    catalog = load(settings.catalog)
+    secret = secret_of(settings)
+    database = Database(settings.database())
+    keys = SqlKeys(database)
+    storage = DiskStorage(
+        settings.data / "pictures",
+        secret=secret,
+        public_url=settings.base_url(),
+        internal_url=settings.worker_url(),
+        now=time.time,
+    )
+    backend = RunPodBackend(
+        settings.backend_url,
+        settings.backend_key,
+        secret=secret,
+        webhook_url=settings.worker_url(),
+        min_workers=settings.backend_min_workers,
+    )
+    reviewing = Reviewing.default()
+    finisher = Finisher(
+        storage=storage,
+        reviewing=reviewing,
+        signer=Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider),
+        defaults=Credentials(
+            author=settings.author,
+            title=settings.title,
+            description=settings.description,
+            organization=settings.organization,
+            vendor=settings.vendor,
+        ),
+        threads=settings.finish_threads,
+        now=time.time,
+    )
+    service = GenerationService(
+        jobs=SqlJobs(database),
+        backend=backend,
+        storage=storage,
+        catalog=catalog,
+        reviewing=reviewing,
+        finisher=finisher,
+        policy=Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__}),
+        now=time.time,
+        webhook=backend.webhook,
+    )
+    dialects: list[Dialect] = [
+        ImgenDialect(
+            service,
+            access.Access(keys, now=time.time),
+            rulesets=frozenset(reviewing.rulesets),
+            unknown_character=settings.unknown_character,
+            unknown_ruleset=settings.unknown_ruleset,
+        )
+    ]
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await migrate(settings.database())
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(database.open())
+            await stack.enter_async_context(storage.open())
+            await stack.enter_async_context(backend.open())
+            await finisher.open()
+            if settings.api_key:
+                await register(keys, settings.api_key)
+            await stack.enter_async_context(service.running())
+            log.info("gateway open", url=settings.base_url(), database=settings.database().partition(":")[0])
+            yield
+        log.info("gateway closed")
+
+    async def healthz(request: Request) -> Response:
+        return Json({"status": "ok", "version": __version__})
+
+    async def readyz(request: Request) -> Response:
+        missing = [part.reason for part in await service.readiness() if not part.ready]
+        return Json({"ready": not missing, "missing": missing}, 503 if missing else 200)
+
+    routes: list[BaseRoute] = [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        *(route for dialect in dialects for route in dialect.routes()),
+        *backend.routes(service.hint),
+        *storage.routes(),
+    ]
+    middleware = [Middleware(RequestId)]
+    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["POST", "GET"],
+                allow_headers=["authorization", "content-type", "x-request-id"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        )
+    return Starlette(
+        routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_voices(dialects)
+    )
+
+
+def _voices(dialects: Sequence[Dialect]) -> dict[type[Exception] | int, object]:
+    """One renderer for every fault, which speaks in the voice of the dialect whose path was called."""
+    by_length = sorted(dialects, key=lambda dialect: len(dialect.prefix), reverse=True)
+
+    async def render(request: Request, exc: Exception) -> Response:
+        error = _translated(exc)
+        path = request.url.path
+        request_id: str = request.scope.get("imgen.request_id", "")
+        for dialect in by_length:
+            if path == dialect.prefix or path.startswith(dialect.prefix + "/"):
+                return dialect.error(error, request_id=request_id)
+        status = exc.status_code if isinstance(exc, HTTPException) else 500
+        return Json({"error": error.message, "code": error.code, "request_id": request_id}, status)
+
+    return {GatewayError: render, HTTPException: render, Exception: render}
+
+
+def _translated(exc: Exception) -> GatewayError:
+    match exc:
+        case GatewayError():
+            return exc
+        case HTTPException(status_code=404):
+            return RouteNotFound(fix="The API is POST /api/v2.")
+        case HTTPException(status_code=405):
+            return MethodNotAllowed(fix="Send a POST with a JSON body.")
+        case _:
+            log.error("request failed", exc_info=exc)
+            return InternalError()
+
+
+def secret_of(settings: Settings) -> bytes:
+    """The signing secret: the setting, or a file that only its owner can read, made at the first start."""
+    if settings.secret:
+        return settings.secret.encode()
+    path = settings.data / "secret"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        # Written whole, then linked into place: two first starts at once end with one secret.
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_bytes().strip()
+
+
+def signing_credentials(settings: Settings) -> SigningCredentials:
+    """The configured chain, or the development authority of the data folder. Raises `SettingsError`."""
+    try:
+        if settings.signing_chain is None or settings.signing_key is None:
+            return load_or_create(authority_folder(settings))
+        if settings.signing_anchors is None:
+            raise SettingsError("IMGEN_SIGNING_ANCHORS: name the PEM file with the root of the signing chain")
+        return SigningCredentials.from_pem_files(
+            settings.signing_chain, settings.signing_key, settings.signing_anchors
+        )
+    except ComplianceError as exc:
+        raise SettingsError(f"IMGEN_SIGNING_CHAIN: {exc.message}", fix=exc.fix) from exc
+
+
+def authority_folder(settings: Settings) -> Path:
+    """Where the development authority lives."""
+    return settings.data / "signing"
+
+
+async def register(keys: SqlKeys, secret: str) -> None:
+    """Make the key of the environment a key. Does nothing when it is one, disabled or not."""
+    key = access.new_key(
+        secret, name="IMGEN_API_KEY", tenant="default", now=time.time(), tier="standard", scopes=frozenset()
+    )
+    await keys.create(key, access.digest(secret))

@@ -1,0 +1,1 @@
+"""GPU backends: adapters of `gateway.core.ports.Backend`."""

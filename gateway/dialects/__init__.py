@@ -1,0 +1,1 @@
+"""Wire dialects: thin translators over the core, one file each."""

@@ -1,0 +1,51 @@
+"""What every dialect has: a path prefix, routes, and its own voice for errors."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from gateway.errors import BodyTooLarge, GatewayError, InvalidJson
+
+
+class Dialect(Protocol):
+    """One wire surface. ``prefix`` decides whose voice answers a fault below it."""
+
+    prefix: ClassVar[str]
+
+    def routes(self) -> list[BaseRoute]: ...
+
+    def error(self, error: GatewayError, *, request_id: str) -> Response: ...
+
+
+class Json(Response):
+    """A JSON answer that nobody may cache."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Any, status_code: int = 200, headers: dict[str, str] | None = None) -> None:
+        super().__init__(orjson.dumps(content), status_code, headers={"cache-control": "no-store", **(headers or {})})
+
+
+async def read_object(request: Request, *, limit: int) -> dict[str, Any]:
+    """The JSON object in the body. Raises `BodyTooLarge` above ``limit`` bytes and `InvalidJson`."""
+    too_large = BodyTooLarge(fix=f"Send at most {limit} bytes.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise InvalidJson from exc
+    if not isinstance(value, dict):
+        raise InvalidJson(fix='Send one JSON object, for example {"action": "models"}.')
+    return value
