@@ -63,8 +63,8 @@ class SqlJobs:
 
     async def counts(self) -> dict[str, int]:
         """Only of the open states: those are cheap to count however long the history grows."""
-        open_now = {state: count for state, count in await self._database.read(_COUNTS)}
-        return {state.value: open_now.get(state.value, 0) for state in sorted(OPEN)}
+        rows = await self._database.read(_COUNTS)
+        return {state.value: 0 for state in sorted(OPEN)} | {row[0]: row[1] for row in rows}
 
 
 def _one(rows: Sequence[Row]) -> Job | None:
