@@ -7,6 +7,7 @@ the identity of the signer.
 """
 
 import io
+import json
 import os
 import uuid
 from collections.abc import Callable
@@ -31,17 +32,24 @@ _METADATA_PREFIXES = {"dc": "http://purl.org/dc/elements/1.1/", "photoshop": "ht
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """What the manifest of one picture states. The last five come from the requester and are left out when empty."""
+class Claims:
+    """What the requester wants said about the picture; what is empty is left out."""
 
-    gen_id: str
-    model: str
-    created: datetime
     author: str = ""
     title: str = ""
     description: str = ""
     organization: str = ""
     vendor: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What the manifest of one picture states: facts that we stand for, and the requester's claims beside them."""
+
+    gen_id: str
+    model: str
+    created: datetime
+    claims: Claims = Claims()
 
 
 class Signer:
@@ -133,7 +141,7 @@ class Signer:
             )
         return self._native[1:]
 
-    def _manifest(self, label: str, encoded: Encoded, stated: Provenance, parent: Signed | None) -> dict[str, Any]:
+    def _manifest(self, label: str, encoded: Encoded, stated: Provenance, parent: Signed | None) -> str:
         when = stated.created.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         disclosure = {
             "provider": self._provider,
@@ -147,14 +155,16 @@ class Signer:
             {"label": "c2pa.actions.v2", "data": {"actions": self._actions(when, encoded, stated, parent)}},
             {"label": DISCLOSURE, "kind": "Json", "data": disclosure},
         ]
-        if metadata := _metadata(stated):
+        if metadata := _metadata(stated.claims):
             assertions.append({"label": "cawg.metadata", "kind": "Json", "data": metadata})
-        return {
+        manifest = {
             "label": label,
-            "title": stated.title or f"{stated.gen_id}.{encoded.extension}",
+            "title": stated.claims.title or f"{stated.gen_id}.{encoded.extension}",
             "claim_generator_info": [self._system],
             "assertions": assertions,
         }
+        # Half a surrogate pair, which JSON from outside may hold, has no UTF-8 form: it becomes a question mark.
+        return json.dumps(manifest, ensure_ascii=False).encode("utf-8", "replace").decode()
 
     def _actions(self, when: str, encoded: Encoded, stated: Provenance, parent: Signed | None) -> list[dict[str, Any]]:
         """How the picture began, then what was done to it."""
@@ -167,14 +177,14 @@ class Signer:
         return [action | {"when": when, "softwareAgent": self._system} for action in (began, *then)]
 
 
-def _metadata(stated: Provenance) -> dict[str, Any]:
+def _metadata(claims: Claims) -> dict[str, Any]:
     """CAWG metadata as JSON-LD (CAWG Metadata 1.1), or nothing when the requester said nothing."""
     fields = {
-        "dc:creator": [stated.author] if stated.author else None,
-        "dc:title": stated.title,
-        "dc:description": stated.description,
-        "dc:publisher": [stated.organization] if stated.organization else None,
-        "photoshop:Credit": stated.vendor,
+        "dc:creator": [claims.author] if claims.author else None,
+        "dc:title": claims.title,
+        "dc:description": claims.description,
+        "dc:publisher": [claims.organization] if claims.organization else None,
+        "photoshop:Credit": claims.vendor,
     }
     given: dict[str, Any] = {name: value for name, value in fields.items() if value}
     return given and {"@context": _METADATA_PREFIXES, **given}

@@ -1,0 +1,251 @@
+"""The prompt gate: what a prompt plainly asks for, found by short lists of terms and rules over them.
+
+It reads words, not substrings, and combinations rather than single words: "child" and "nude" are fine apart. The
+built-in rules are in `rules.toml`. A file of one's own adds rules of its own; nothing in it can weaken the built-in
+ones, and the rules about minors can't be switched off.
+"""
+
+import hashlib
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from compliance import text
+from compliance.errors import BadRules
+
+BUILT_IN = Path(__file__).with_name("rules.toml")
+MINORS = "MINORS"
+AGE, GROWN = "<age>", "<grown>"
+HARMLESS = ""
+_ADULT_FROM = 18
+# Where a class of terms was found: (first position, position after it).
+_Spans = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """One rule that applies. `refuse` says that the prompt must not be drawn at all; the rest is for the caller.
+
+    `releasable` is False where a picture drawn from it must never be handed out in any form.
+    """
+
+    rule: str
+    category: str
+    name: str
+    refuse: bool = False
+    releasable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    violation: Violation
+    positive: tuple[frozenset[str], ...]
+    negative: tuple[frozenset[str], ...]
+    either: tuple[frozenset[str], ...]
+    within: int | None
+
+    def applies(self, positive: Mapping[str, _Spans], negative: Mapping[str, _Spans]) -> bool:
+        return (
+            _together([_spans(group, positive) for group in self.positive], self.within)
+            and all(_spans(group, negative) for group in self.negative)
+            and all(_spans(group, positive) or _spans(group, negative) for group in self.either)
+        )
+
+
+@dataclass(slots=True)
+class _Node:
+    """A point in the tree of phrases: the words that may follow, and the classes of the phrase that ends here."""
+
+    next: dict[str, "_Node"] = field(default_factory=dict)
+    classes: set[str] = field(default_factory=set)
+
+    def words(self) -> set[str]:
+        """Every word of every phrase from here on."""
+        return {*self.next}.union(*(node.words() for node in self.next.values()))
+
+    def endings(self) -> set[str]:
+        """The words that are a whole phrase, and not a harmless one."""
+        return {word for word, node in self.next.items() if node.classes - {HARMLESS}}
+
+
+class _Rulebook:
+    """One file of rules with its own terms: a phrase tree over spellings, and the rules over classes of terms."""
+
+    def __init__(
+        self,
+        terms: Mapping[str, Iterable[str]],
+        harmless: Iterable[str],
+        numbers: Mapping[str, str],
+        rules: Sequence[_Rule],
+    ) -> None:
+        self.rules = rules
+        self._tree = _Node()
+        self._numbers = numbers
+        for name, phrases in (*terms.items(), (HARMLESS, harmless)):
+            for phrase in phrases:
+                self._add(phrase, name)
+        known, whole = self._tree.words() | self._numbers.keys(), self._tree.endings()
+        self._lexicon = text.Lexicon(frozenset(known), frozenset(whole), max(map(len, known), default=0))
+
+    def find(self, prompt: str) -> dict[str, _Spans]:
+        """Every class of terms with the places where it was found, but for those within a harmless phrase."""
+        length, edges = text.read(prompt, self._lexicon)
+        leaving: list[list[tuple[int, str]]] = [[] for _ in range(length)]
+        for start, end, word in edges:
+            leaving[start] += [(end, form) for form in (word, self._number(word)) if form]
+        found: dict[str, _Spans] = {}
+        for start in range(length):
+            for end, name in _phrases(self._tree, leaving, start):
+                found.setdefault(name, []).append((start, end))
+        return _without_harmless(found, length)
+
+    def _add(self, phrase: str, name: str) -> None:
+        words = [word if word in (AGE, GROWN) else text.spelling(word) for word in phrase.split()]
+        # A phrase may also be written as one word: "schoolgirl" is in the list as "school girl".
+        spellings = [words] if {AGE, GROWN} & {*words} else [words, ["".join(words)]]
+        for spelled in spellings:
+            node = self._tree
+            for word in spelled:
+                node = node.next.setdefault(word, _Node())
+            node.classes.add(name)
+
+    def _number(self, word: str) -> str:
+        if word.isdecimal():
+            return "" if len(word) > 3 else AGE if int(word) < _ADULT_FROM else GROWN
+        return self._numbers.get(word, "")
+
+
+class PromptGate:
+    """Checks prompts against the built-in rules, and against those of a file of one's own."""
+
+    def __init__(self, rulebooks: Sequence[_Rulebook], version: str) -> None:
+        """`version` names the content of the files; a verdict carries it."""
+        self._rulebooks = rulebooks
+        self.version = version
+        self.categories = frozenset(rule.violation.category for book in rulebooks for rule in book.rules)
+
+    @classmethod
+    def built_in(cls) -> "PromptGate":
+        return cls([_load(BUILT_IN)], content_version(BUILT_IN))
+
+    @classmethod
+    def from_file(cls, path: Path) -> "PromptGate":
+        """The built-in rules and those of this file, which has the same form. Raises BadRules with the file's name."""
+        built_in, own = _load(BUILT_IN), _load(path)
+        taken = {rule.violation.rule for rule in built_in.rules}
+        for rule in own.rules:
+            if rule.violation.rule in taken or rule.violation.category == MINORS:
+                raise BadRules(
+                    f"{path}: the rule {rule.violation.rule!r} stands in for a built-in one.",
+                    fix="Give it another id, and a category other than MINORS.",
+                )
+        return cls([built_in, own], content_version(BUILT_IN, path))
+
+    def check(self, positive: str, negative: str = "") -> tuple[Violation, ...]:
+        """Every rule that applies, in the order of the files. Any text is allowed, and none makes this raise.
+
+        A negative prompt takes things away, so "-child" is not held against anybody. That is true only as long as the
+        guidance is above 1: below, the model draws the negative prompt, and its text must be passed as positive.
+        """
+        return tuple(
+            rule.violation
+            for book in self._rulebooks
+            for found in [(book.find(positive), book.find(negative))]
+            for rule in book.rules
+            if rule.applies(*found)
+        )
+
+
+def content_version(*files: Path) -> str:
+    """12 hex digits that change whenever one of the files does."""
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def _phrases(tree: _Node, leaving: Sequence[Sequence[tuple[int, str]]], start: int) -> Iterator[tuple[int, str]]:
+    """(end, class) of every phrase that begins at this position."""
+    ahead = [(start, tree)]
+    while ahead:
+        at, node = ahead.pop()
+        for end, word in leaving[at] if at < len(leaving) else ():
+            if then := node.next.get(word):
+                yield from ((end, name) for name in then.classes)
+                ahead.append((end, then))
+
+
+def _without_harmless(found: dict[str, _Spans], length: int) -> dict[str, _Spans]:
+    """Drops the hits that lie within a harmless phrase."""
+    reach = [0] * length
+    for start, end in found.pop(HARMLESS, ()):
+        reach[start] = max(reach[start], end)
+    furthest = list(accumulate(reach, max))
+    return {name: [(start, end) for start, end in spans if furthest[start] < end] for name, spans in found.items()}
+
+
+def _spans(classes: frozenset[str], found: Mapping[str, _Spans]) -> _Spans:
+    return [span for name in classes for span in found.get(name, ())]
+
+
+def _together(groups: Sequence[_Spans], within: int | None) -> bool:
+    """True when every group has a hit; with `within`, all of them within so many words."""
+    if within is None or not all(groups):
+        return all(groups)
+    last = [-sys.maxsize] * len(groups)
+    for start, end, group in sorted((start, end, group) for group, spans in enumerate(groups) for start, end in spans):
+        last[group] = max(last[group], end)
+        if min(last) >= start - within:
+            return True
+    return False
+
+
+def _load(path: Path) -> _Rulebook:
+    """Reads one file. Every mistake in it is a BadRules that names the file."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        terms = {name: _strings(phrases, f"terms.{name}") for name, phrases in data.get("terms", {}).items()}
+        harmless = _strings(data.get("harmless", {}).get("phrases", []), "harmless.phrases")
+        numbers = {
+            text.spelling(word): sort
+            for sort, key in ((AGE, "age"), (GROWN, "grown"))
+            for word in _strings(data.get("numbers", {}).get(key, []), f"numbers.{key}")
+        }
+        rules = [_rule(entry, data.get("categories", {}), terms) for entry in data.get("rules", [])]
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise BadRules(
+            f"{path} can't be read: {exc}.", fix="Give a file in the form of compliance/rules.toml."
+        ) from exc
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise BadRules(f"{path}: {exc}.", fix="Compare it with compliance/rules.toml.") from exc
+    return _Rulebook(terms, harmless, numbers, rules)
+
+
+def _rule(entry: Mapping[str, Any], categories: Mapping[str, Any], terms: Mapping[str, Any]) -> _Rule:
+    name = entry["id"]
+    category = categories.get(entry["category"])
+    if category is None:
+        raise ValueError(f"rule {name!r}: there is no [categories.{entry['category']}]")
+    groups = {
+        where: tuple(frozenset(group.split("|")) for group in _strings(entry.get(where, []), f"{name}.{where}"))
+        for where in ("positive", "negative", "either")
+    }
+    if not any(groups.values()):
+        raise ValueError(f"rule {name!r} has no positive, negative or either")
+    if unknown := {c for many in groups.values() for group in many for c in group} - terms.keys():
+        raise ValueError(f"rule {name!r}: there are no [terms] {', '.join(sorted(unknown))}")
+    violation = Violation(
+        rule=name,
+        category=entry["category"],
+        name=category["name"],
+        refuse=bool(category.get("refuse_prompt", False)),
+        releasable=bool(category.get("releasable", True)),
+    )
+    return _Rule(violation=violation, within=entry.get("within"), **groups)
+
+
+def _strings(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+        raise ValueError(f"{where} must be a list of texts")
+    return value
