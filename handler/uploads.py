@@ -54,7 +54,7 @@ async def put_picture(
             fault = f"the upload address answered {status}"
             if status != 429 and status < 500:
                 raise UploadFailed(f"{fault}; the order needs a new upload address", retryable=True)
-        except aiohttp.InvalidURL:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
             raise UploadFailed("the upload address is no URL", retryable=False) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as exc:
             fault = f"the upload address can't be reached ({type(exc).__name__})"
