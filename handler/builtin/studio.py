@@ -1,0 +1,54 @@
+"""Draw with an exported folder the way the worker does: an eighth of the size, snapped to a palette."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging
+from PIL import Image
+
+from handler.pixelart import read_palettes, snap
+
+MODEL = Path(__file__).parent / "model"
+STEPS = 14
+GUIDANCE = 4.0
+SCALE = 8  # product pixels to a pixel of the pipeline
+CELL = 2  # pixels of the pipeline to an art pixel
+
+
+class Studio:
+    """A loaded pipeline and its palettes."""
+
+    def __init__(self, folder: Path = MODEL) -> None:
+        logging.set_verbosity_error()
+        self.pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.palettes = read_palettes(folder / "palette.json")
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        size: tuple[int, int],
+        seeds: Sequence[int],
+        *,
+        negative: str = "",
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+        at_once: int = 8,
+    ) -> Iterator[Image.Image]:
+        """One picture of art pixels for each prompt and seed."""
+        for first in range(0, len(prompts), at_once):
+            some = list(prompts[first : first + at_once])
+            pictures = self.pipeline(
+                some,
+                negative_prompt=[negative] * len(some),
+                width=size[0] // SCALE,
+                height=size[1] // SCALE,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[first : first + at_once]],
+            ).images
+            for picture in pictures:
+                yield snap(picture, self.palettes, CELL)
