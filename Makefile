@@ -1,0 +1,40 @@
+# Everything starts from nothing: python3 (3.11 or later), make and a package index are enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+
+.PHONY: help install demo test check bench serve train
+
+help:  ## What there is to make
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## A virtual environment with everything in it
+
+# torch first and alone, so that the version of the constraints is taken in whichever build the machine's index offers.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { echo "make: $(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+	@echo "installing into $(VENV), which takes some minutes the first time"
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: install  ## One picture, from nothing to signed and verified: out/demo.jpg
+	@$(BIN)/python -m gateway demo
+
+serve: install  ## The whole stack on http://127.0.0.1:8080, until Ctrl-C
+	@$(BIN)/python -m gateway up
+
+test: install  ## All tests
+	$(BIN)/python -m pytest
+
+check: install  ## Format, lint, types and who may import whom
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/mypy && $(BIN)/lint-imports
+
+bench: install  ## What it costs, against the floors
+	$(BIN)/python -m bench
+
+train: install  ## Train the built-in model again
+	$(BIN)/python -m handler.builtin.train

@@ -1,0 +1,385 @@
+"""The command line. What a command needs is imported when it runs, so that ``imgen --help`` is there at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway import __version__
+
+if TYPE_CHECKING:
+    from gateway.client import Client
+    from gateway.settings import Settings
+
+
+class _Commands(typer.core.TyperGroup):
+    """Known errors of any command are told in one line and its fix, never as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from gateway.console import told
+
+        with told():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="One POST in, a reviewed and signed picture out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(help="API keys, made and ended straight in the job store.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+Data = Annotated[Path | None, typer.Option(help="Data folder; IMGEN_DATA, or var.", show_default=False)]
+Host = Annotated[str | None, typer.Option(help="Address to listen on; IMGEN_HOST, or 127.0.0.1.", show_default=False)]
+Port = Annotated[int | None, typer.Option(help="Port to listen on; IMGEN_PORT, or 8080.", show_default=False)]
+Url = Annotated[str | None, typer.Option(help="A gateway; the one of this data folder.", show_default=False)]
+Key = Annotated[
+    str | None, typer.Option(help="API key; IMGEN_API_KEY, or the one in the data folder.", show_default=False)
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every line of the children's logs.")]
+
+
+def main() -> None:
+    app(prog_name="imgen")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"imgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def up(host: Host = None, port: Port = None, data: Data = None, verbose: Verbose = False) -> None:
+    """Start everything on this machine and keep it running: gateway, local endpoint and worker."""
+    import asyncio
+
+    settings = _settings(host=host, port=port, data=data)
+    raise typer.Exit(asyncio.run(_up(settings, verbose=verbose)))
+
+
+async def _up(settings: Settings, *, verbose: bool) -> int:
+    import asyncio
+    import time
+
+    from gateway.console import say
+    from gateway.desk.keys import key_file
+    from gateway.desk.stack import Stack, open_stack
+
+    async def announce(stack: Stack) -> None:
+        if await stack.ready(say):
+            typer.echo(f"ready    {stack.url}  after {time.monotonic() - began:.1f} s")
+            if not told_key:
+                typer.echo(f"         keys: imgen keys list; imgen keys create --data {settings.data}")
+
+    began = time.monotonic()
+    if settings.backend_url:
+        say("IMGEN_BACKEND_URL is not used here: imgen up brings its own endpoint, imgen serve uses yours.")
+    async with open_stack(settings, os.environ, say=say, verbose=verbose) as stack:
+        typer.echo(f"imgen    {stack.url}  (data and logs in {settings.data}; Ctrl-C stops)")
+        told_key = stack.new_key
+        if told_key:
+            typer.echo(f"API key  {told_key}")
+            typer.echo(f"         shown this once; imgen generate finds it in {key_file(settings.data)}")
+        announcing = asyncio.create_task(announce(stack))
+        await stack.desk.stop_wanted()
+        say("stopping; press Ctrl-C again to stop at once")
+        announcing.cancel()
+        return await stack.finished
+
+
+@app.command()
+def serve(
+    host: Host = None,
+    port: Port = None,
+    data: Data = None,
+    fd: Annotated[int | None, typer.Option(hidden=True, help="A socket that listens already.")] = None,
+    parent_fd: Annotated[
+        int | None, typer.Option(hidden=True, envvar="IMGEN_PARENT_FD", help="A pipe that ends with the supervisor.")
+    ] = None,
+) -> None:
+    """Run the gateway alone; IMGEN_BACKEND_URL says where the GPU endpoint is."""
+    if parent_fd is not None:
+        from gateway import lifeline
+
+        lifeline.hold(parent_fd)
+    from gateway.server import serve as run
+
+    run(_settings(host=host, port=port, data=data), fd)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help='What to draw, for example "@aya on a hill, -fog".')],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="See imgen models.", show_default=False)] = None,
+    style: Annotated[str | None, typer.Option(help="A style of the model.", show_default=False)] = None,
+    size: Annotated[str | None, typer.Option(help="Such as 1344x768.", show_default=False)] = None,
+    format: Annotated[
+        str | None, typer.Option(help="jpeg, png, webp or avif; the file's own ending.", show_default=False)
+    ] = None,
+    quality: Annotated[int | None, typer.Option(help="1 to 100.", show_default=False)] = None,
+    lossless: Annotated[bool, typer.Option("--lossless", help="For webp and avif.")] = False,
+    negative: Annotated[str | None, typer.Option(help="What should not be there.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same again.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=False)] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the words.", show_default=False)] = None,
+    ruleset: Annotated[str | None, typer.Option(help="Compliance ruleset.", show_default=False)] = None,
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+) -> None:
+    """Draw a picture, wait for it and save it."""
+    from compliance.verify import verify as read
+    from gateway import console
+
+    settings = _settings(data=data)
+    width, height = _size(size)
+    with _client(settings, url, key) as client:
+        ticket = client.generate(
+            prompt,
+            model=model,
+            style=style,
+            width=width,
+            height=height,
+            format=format or _format_of(output),
+            quality=quality,
+            lossless=lossless or None,
+            negative=negative,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            compliance_ruleset=ruleset,
+        )
+        console.warn(ticket)
+        picture = console.wait(client, ticket)
+        content = client.download(picture)
+    path = output or Path(picture.filename)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    meta, report = picture.meta, read(content, _anchors(settings, None))
+    console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {meta.get('seed')}")
+    console.say(f"{report.state}: signed by {report.signer or 'nobody'}, {report.when}")
+    typer.echo(str(path))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A picture.", exists=True, dir_okay=False)],
+    anchors: Annotated[
+        Path | None, typer.Option(help="PEM roots to trust; this desk's own.", show_default=False)
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Say who signed a picture, when and with which model, and whether that holds."""
+    from compliance.verify import verify as read
+    from gateway.console import facts
+
+    report = read(file.read_bytes(), _anchors(_settings(data=data), anchors))
+    facts(
+        [
+            ("state", report.state),
+            ("signer", report.signer),
+            ("issuer", report.issuer),
+            ("when", report.when),
+            ("generator", report.generator),
+            ("model", report.model),
+            ("actions", ", ".join(report.actions)),
+            *(("problem", failure) for failure in report.failures),
+        ]
+    )
+    raise typer.Exit(0 if report.state in {"trusted", "valid"} else 1)
+
+
+@app.command()
+def models(url: Url = None, key: Key = None, data: Data = None) -> None:
+    """List models, styles and characters."""
+    from gateway.console import table
+
+    with _client(_settings(data=data), url, key) as client:
+        known = client.models()
+    table(
+        ("MODEL", "LABEL", "STYLES", "CHARACTERS"),
+        [
+            (
+                name,
+                model["label"],
+                " ".join(f"{style}*" if style == model["default_style"] else style for style in model["styles"]),
+                " ".join(f"@{character}" for character in model.get("characters", known["characters"])),
+            )
+            for name, model in known["models"].items()
+        ],
+    )
+
+
+@app.command()
+def check(data: Data = None) -> None:
+    """Look at every part that the gateway needs and say what to mend."""
+    import asyncio
+
+    from gateway.check import looks, tried
+    from gateway.console import table
+
+    settings = _settings(data=data)
+    seen = [("ok", "settings", "")]
+    for name, look in looks(settings):
+        fine, remark = asyncio.run(tried(look))
+        seen.append(("ok" if fine else "failed", name, remark))
+    table(("STATE", "PART", "REMARK"), seen)
+    raise typer.Exit(1 if any(state == "failed" for state, _, _ in seen) else 0)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("out/demo.jpg"),
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "@aya on a hill, -fog",
+    data: Annotated[Path, typer.Option(help="Data folder.")] = Path("var/demo"),
+    verbose: Verbose = False,
+) -> None:
+    """Start everything, draw one picture, verify its signature, say how long each part took, stop."""
+    import asyncio
+
+    from gateway.demo import show
+
+    asyncio.run(show(_settings(data=data), os.environ, prompt, output, verbose=verbose))
+    typer.echo(str(output))
+
+
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Whose it is, for the list.")] = "",
+    tenant: Annotated[str, typer.Option(help="Keys of one tenant share their jobs.")] = "default",
+    tier: Annotated[str, typer.Option(help="Tier.")] = "standard",
+    scope: Annotated[list[str] | None, typer.Option(help="May be given several times.", show_default=False)] = None,
+    data: Data = None,
+) -> None:
+    """Make a key. Its secret is shown this once."""
+    import asyncio
+
+    from gateway.console import say
+    from gateway.desk import keys
+
+    settings = _settings(data=data)
+
+    async def run() -> tuple[str, str]:
+        async with keys.open_keys(settings) as store:
+            key, secret = await keys.create_key(
+                store, name=name, tenant=tenant, tier=tier, scopes=frozenset(scope or ())
+            )
+        return key.id, secret
+
+    key_id, secret = asyncio.run(run())
+    say(f"{key_id}; its secret is shown this once:")
+    typer.echo(secret)
+
+
+@keys_app.command("list")
+def list_keys(data: Data = None) -> None:
+    """List the keys. Nobody knows their secrets."""
+    import asyncio
+    from datetime import UTC, datetime
+
+    from gateway.console import table
+    from gateway.core.images import ApiKey
+    from gateway.desk import keys
+
+    settings = _settings(data=data)
+
+    async def run() -> list[ApiKey]:
+        async with keys.open_keys(settings) as store:
+            return list(await store.list())
+
+    table(
+        ("ID", "SECRET", "NAME", "TENANT", "TIER", "SCOPES", "CREATED", "STATE"),
+        [
+            (
+                key.id,
+                f"{key.prefix}…",
+                key.name,
+                key.tenant,
+                key.tier,
+                " ".join(sorted(key.scopes)),
+                datetime.fromtimestamp(key.created_at, UTC).isoformat(sep=" ", timespec="seconds"),
+                "active" if key.disabled_at is None else "disabled",
+            )
+            for key in asyncio.run(run())
+        ],
+    )
+
+
+@keys_app.command("disable")
+def disable_key(key_id: Annotated[str, typer.Argument(metavar="ID")], data: Data = None) -> None:
+    """End a key at once."""
+    import asyncio
+    import time
+
+    from gateway.console import fail, say
+    from gateway.desk import keys
+
+    settings = _settings(data=data)
+
+    async def run() -> bool:
+        async with keys.open_keys(settings) as store:
+            return await store.disable(key_id, now=time.time())
+
+    if not asyncio.run(run()):
+        raise fail(f"There is no active key {key_id}.", "See: imgen keys list")
+    say(f"{key_id} is disabled")
+
+
+def _settings(**given: object) -> Settings:
+    """The settings of the environment, but for what the command line says."""
+    from gateway.settings import PREFIX, Settings
+
+    said = {PREFIX + name.upper(): str(value) for name, value in given.items() if value is not None}
+    return Settings.from_environ({**os.environ, **said})
+
+
+def _client(settings: Settings, url: str | None, key: str | None) -> Client:
+    """A client of the gateway that was named, or of the desk that runs on the data folder."""
+    from gateway.client import Client
+    from gateway.desk.claim import read_note
+    from gateway.desk.keys import read_key
+
+    return Client(
+        url or settings.public_url or str(read_note(settings.data).get("url") or "") or settings.base_url(),
+        key or settings.api_key or read_key(settings.data),
+    )
+
+
+def _anchors(settings: Settings, file: Path | None) -> bytes:
+    """The roots to trust: those named, the configured ones, or the development authority's. None is an answer, too."""
+    from gateway.app import authority_folder
+
+    path = file or settings.signing_anchors or authority_folder(settings) / "anchors.pem"
+    return path.read_bytes() if file or path.exists() else b""
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise typer.BadParameter("Give width and height, such as 1344x768.", param_hint="--size")
+    return int(width), int(height)
+
+
+def _format_of(file: Path | None) -> str | None:
+    """The format that a file's name asks for."""
+    ending = file.suffix.lower().lstrip(".") if file else ""
+    return "jpeg" if ending == "jpg" else ending or None

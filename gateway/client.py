@@ -1,0 +1,199 @@
+"""A small client of the Imgen API: what the command line uses, and what a script may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from gateway.errors import GatewayError
+
+_RETRIES = 5
+#: Loopback never goes through a proxy, whatever the environment says of the rest.
+_NO_PROXY = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
+
+
+class ClientError(GatewayError):
+    """The gateway refused the request"""
+
+    code = "client_error"
+
+
+class GatewayBusy(ClientError):
+    """The gateway cannot answer just now"""
+
+    code = "gateway_busy"
+    retryable = True
+
+
+class PictureBlocked(ClientError):
+    """Content blocked"""
+
+    code = "blocked"
+
+    def __init__(self, message: str, categories: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.categories = categories
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ticket:
+    """What `generate` answered."""
+
+    id: str
+    prompt: str
+    model: str
+    warnings: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a job is; steps are 0 of 0 until the worker has said something."""
+
+    status: str
+    step: int = 0
+    total_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A finished job: its ``meta`` as the gateway said it."""
+
+    meta: dict[str, Any]
+
+    @property
+    def url(self) -> str:
+        """Where the signed picture is, for as long as the address lives."""
+        return str(self._signed["url"])
+
+    @property
+    def filename(self) -> str:
+        """The gateway's name for it, with no folder in it."""
+        return PurePosixPath(str(self._signed["filename"])).name
+
+    @property
+    def _signed(self) -> dict[str, Any]:
+        return next(image for image in self.meta["images"] if image["type"] == "signed")
+
+
+class Client:
+    """Speaks to one gateway with one key. Every method raises `ClientError` in words for the user."""
+
+    def __init__(
+        self, url: str, key: str, *, timeout: float = 30.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(timeout=timeout, transport=transport, mounts=_NO_PROXY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self._http.close()
+
+    def models(self) -> dict[str, Any]:
+        return self._call({"action": "models"})
+
+    def generate(self, prompt: str, **fields: Any) -> Ticket:
+        """Submits a job; fields that are None are left to the gateway."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        answer = self._call({"action": "generate", "prompt": prompt, **given})
+        return Ticket(
+            id=answer["id"],
+            prompt=answer["prompt"],
+            model=answer["model"],
+            warnings=tuple(answer.get("warnings", ())),
+        )
+
+    def status(self, ticket: Ticket) -> dict[str, Any]:
+        return self._call({"action": "status", "id": ticket.id, "prompt": ticket.prompt, "model": ticket.model})
+
+    def cancel(self, ticket: Ticket) -> None:
+        self._call({"action": "cancel", "id": ticket.id})
+
+    def wait(
+        self,
+        ticket: Ticket,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        *,
+        every: float = 0.5,
+        timeout: float = 600.0,
+    ) -> Picture:
+        """Polls until the job has ended. A gateway that is away for a moment is asked again."""
+        failures, deadline = 0, time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            try:
+                answer = self.status(ticket)
+                failures = 0
+            except ClientError as exc:
+                failures += 1
+                if not exc.retryable or failures > _RETRIES:
+                    raise
+                time.sleep(every * 2**failures)
+                continue
+            status = str(answer.get("status"))
+            if status == "COMPLETED":
+                return _picture(answer)
+            if status not in {"IN_QUEUE", "IN_PROGRESS"}:
+                raise ClientError(f"{answer.get('error') or 'Generation failed'} ({status}).", fix=answer.get("fix"))
+            progress = answer.get("progress") or {}
+            on_progress(
+                Progress(status=status, step=progress.get("step", 0), total_steps=progress.get("total_steps", 0))
+            )
+            time.sleep(every)
+        raise ClientError(f"The job {ticket.id} did not end within {timeout:g} seconds.", fix="Ask again later.")
+
+    def download(self, picture: Picture) -> bytes:
+        """The signed picture. The address is its own permission, so the key is not sent along."""
+        with _spoken(_origin(picture.url)):
+            answer = self._http.get(picture.url)
+        if not answer.is_success:
+            raise ClientError(f"The picture cannot be fetched: HTTP {answer.status_code}.", fix="Ask for status again.")
+        return answer.content
+
+    def _call(self, body: dict[str, Any]) -> dict[str, Any]:
+        with _spoken(self.url):
+            answer = self._http.post(f"{self.url}/api/v2", json=body, headers=self._headers)
+        try:
+            said = answer.json()
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
+            raise ClientError(
+                f"{self.url} does not speak the Imgen API (HTTP {answer.status_code}).", fix="Check --url."
+            )
+        if not answer.is_success:
+            kind = GatewayBusy if said.get("retryable", answer.status_code >= 500) else ClientError
+            raise kind(str(said.get("error", f"HTTP {answer.status_code}")), fix=said.get("fix"))
+        return said
+
+
+@contextmanager
+def _spoken(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.TransportError, httpx.InvalidURL) as exc:
+        raise GatewayBusy(
+            f"Nobody answers at {url} ({exc.__class__.__name__}).",
+            fix="Start a gateway with: imgen up; or name another with --url.",
+        ) from exc
+
+
+def _picture(answer: dict[str, Any]) -> Picture:
+    if answer.get("compliance") == "unsafe":
+        raise PictureBlocked(str(answer.get("error", "Content blocked")), tuple(answer.get("filter_categories", ())))
+    return Picture(meta=answer["meta"])
+
+
+def _origin(url: str) -> str:
+    """Without the rest: a picture's address is a permission, and no business of a log or a screen."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
