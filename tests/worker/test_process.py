@@ -1,0 +1,273 @@
+"""``python -m handler``: the real SDK worker, a real pipeline, the real local endpoint and a real upload."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from handler.contract import Upload, failure_from_wire, job_to_wire, progress_from_wire, result_from_wire
+from tests.endpoint.rig import WORKER_KEY, EndpointProcess
+from tests.worker.fakes import job
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+
+
+def until(look: Callable[[], Any], what: str) -> Any:
+    """Wait until `look` returns something true."""
+    end = time.monotonic() + PATIENCE
+    while not (found := look()):
+        assert time.monotonic() < end, f"waited in vain: {what}"
+        time.sleep(0.02)
+    return found
+
+
+class Gateway:
+    """Takes the uploads."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        held = self.held
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                held[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class Worker:
+    """`python -m handler` in a process group of its own, with a pipe that tells it that we live."""
+
+    def __init__(self, folder: Path, endpoint: EndpointProcess | None, name: str, *arguments: str) -> None:
+        self.id = name
+        self.log = folder / f"{name}.log"
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNPOD_", "IMGEN_"))}
+        env |= {"IMGEN_MODELS": str(folder / "models.toml"), "HOME": str(folder), "PYTHONPATH": str(ROOT)}
+        if endpoint is not None:
+            base = f"{endpoint.url}/v2/local"
+            env |= {
+                "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=local",
+                "RUNPOD_WEBHOOK_POST_OUTPUT": f"{base}/job-done/$RUNPOD_POD_ID/$ID?gpu=local",
+                "RUNPOD_WEBHOOK_POST_STREAM": f"{base}/job-stream/$RUNPOD_POD_ID/$ID?gpu=local",
+                "RUNPOD_WEBHOOK_PING": f"{base}/ping/$RUNPOD_POD_ID?gpu=local",
+                "RUNPOD_PING_INTERVAL": "1000",
+                "RUNPOD_POD_ID": name,
+                "RUNPOD_AI_API_KEY": WORKER_KEY,
+                "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+                "RUNPOD_SKIP_GPU_CHECK": "true",
+            }
+        watched, self._alive = os.pipe()
+        with self.log.open("w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "handler", *arguments],
+                cwd=folder,
+                env=env | {"IMGEN_PARENT_FD": str(watched)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[watched],
+            )
+        os.close(watched)
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = self.log.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def group(self) -> list[int]:
+        """The processes of the worker's group that live: the worker, and the SDK's process that pings."""
+        alive = []
+        for each in psutil.process_iter():
+            try:
+                if os.getpgid(each.pid) == self.process.pid and each.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(each.pid)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return alive
+
+    def parent_dies(self) -> None:
+        os.close(self._alive)
+        self._alive = -1
+
+    def close(self) -> None:
+        if self._alive >= 0:
+            self.parent_dies()
+        self.process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("worker")
+    (folder / "models.toml").write_text(
+        f"[models.flat]\nsource = '{tiny_folder}'\nsteps = 4\nmax_steps = 900\n", encoding="utf-8"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    gateway = Gateway()
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture(scope="module")
+def endpoint(folder: Path) -> Iterator[EndpointProcess]:
+    (folder / "endpoint").mkdir()
+    endpoint = EndpointProcess(folder / "endpoint" / "jobs", IMGEN_ENDPOINT_RATE_LIMITS="off")
+    endpoint.start()
+    yield endpoint
+    endpoint.close()
+
+
+@pytest.fixture(scope="module")
+def worker(folder: Path, endpoint: EndpointProcess) -> Iterator[Worker]:
+    worker = Worker(folder, endpoint, "w-1")
+    try:
+        until(lambda: endpoint.worker("w-1") or worker.process.poll() is not None, "the worker polls")
+        assert worker.process.poll() is None, worker.log.read_text(encoding="utf-8")
+        yield worker
+    finally:
+        worker.close()
+
+
+def run(endpoint: EndpointProcess, **changes: Any) -> str:
+    job_id: str = endpoint.run(job_to_wire(job(**changes)))
+    return job_id
+
+
+def ended(endpoint: EndpointProcess, job_id: str) -> dict[str, Any]:
+    final = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
+    return until(lambda: (now := endpoint.status(job_id))["status"] in final and now, "the job ends")
+
+
+def drawing(endpoint: EndpointProcess, job_id: str) -> dict[str, Any]:
+    """Wait until the job's progress is seen by a client."""
+    status: dict[str, Any] = until(
+        lambda: (now := endpoint.status(job_id))["status"] == "IN_PROGRESS" and now.get("output") and now, "progress"
+    )
+    return status
+
+
+def test_a_job_is_drawn_reported_uploaded_and_completed(
+    endpoint: EndpointProcess, worker: Worker, gateway: Gateway
+) -> None:
+    uploads = (Upload(url=f"{gateway.url}/raw/0?sig=1"), Upload(url=f"{gateway.url}/raw/1?sig=2"))
+    job_id = run(endpoint, n=2, steps=100, uploads=uploads)
+    progress = progress_from_wire(drawing(endpoint, job_id)["output"])
+    assert (progress.phase, progress.pictures, progress.total_steps) == ("drawing", 2, 100)
+    status = ended(endpoint, job_id)
+    assert status["status"] == "COMPLETED", status
+    read = result_from_wire(status["output"])
+    for index, picture in enumerate(read.pictures):
+        png = gateway.held[f"/raw/{index}?sig={index + 1}"]
+        assert hashlib.sha256(png).hexdigest() == picture.sha256
+        assert Image.open(io.BytesIO(png)).size == (64, 64)
+    assert read.sampler == "DPMSolverMultistepScheduler"
+
+
+def test_a_job_cancelled_while_it_is_drawn_stops_and_the_next_one_is_drawn(
+    endpoint: EndpointProcess, worker: Worker
+) -> None:
+    cancelled = run(endpoint, id="run_cancelled", n=8, steps=900)
+    drawing(endpoint, cancelled)
+    assert endpoint.client.post(f"/cancel/{cancelled}").status_code == 200
+    following = run(endpoint, id="run_following")
+    assert ended(endpoint, following)["status"] == "COMPLETED"
+    assert endpoint.status(cancelled)["status"] == "CANCELLED"
+    told = [(e["job"], e["message"]) for e in worker.events() if e.get("job") in {"run_cancelled", "run_following"}]
+    assert told == [
+        ("run_cancelled", "job started"),
+        ("run_cancelled", "job cancelled"),
+        ("run_following", "job started"),
+        ("run_following", "job finished"),
+    ]
+
+
+def test_a_job_that_cannot_be_drawn_fails_with_a_code(endpoint: EndpointProcess, worker: Worker) -> None:
+    status = ended(endpoint, run(endpoint, model="xl"))
+    assert status["status"] == "FAILED"
+    assert status["error"] == "no model named 'xl' on this worker; it has: flat"
+    assert failure_from_wire(status["output"]["failure"]).code == "unknown_model"
+
+
+def test_a_drained_worker_ends_with_success(folder: Path, endpoint: EndpointProcess) -> None:
+    leaver = Worker(folder, endpoint, "w-leaver")
+    try:
+        until(lambda: endpoint.worker("w-leaver"), "the worker polls")
+        assert httpx.post(
+            f"{endpoint.url}/desk/workers/w-leaver/drain", headers={"Authorization": WORKER_KEY}
+        ).is_success
+        leaver.process.send_signal(signal.SIGTERM)
+        assert leaver.process.wait(PATIENCE) == 0, leaver.log.read_text(encoding="utf-8")
+        until(lambda: not leaver.group(), "the pings end too")
+    finally:
+        leaver.close()
+
+
+def test_when_the_parent_is_gone_nothing_of_the_worker_is_left(folder: Path, endpoint: EndpointProcess) -> None:
+    orphan = Worker(folder, endpoint, "w-orphan")
+    try:
+        until(lambda: endpoint.worker("w-orphan"), "the worker polls")
+        until(lambda: len(orphan.group()) == 2, "the worker and the SDK's pings run")
+        orphan.parent_dies()
+        until(lambda: not orphan.group(), "the whole group is gone")
+    finally:
+        orphan.close()
+
+
+def test_the_sdk_s_local_mode_runs_one_job(folder: Path) -> None:
+    given = json.dumps({"input": job_to_wire(job())})
+    local = Worker(folder, None, "local", "--test_input", given)
+    try:
+        assert local.process.wait(PATIENCE) == 0, local.log.read_text(encoding="utf-8")
+        ready, finished = (e for e in local.events() if e["message"] in {"worker ready", "job finished"})
+        assert set(ready["seconds"]) == {"import_sdk", "import_torch", "load"}
+        assert (finished["job"], finished["request_id"]) == ("run_1", "req_1")
+        assert "JOB_DONE_URL" not in local.log.read_text(encoding="utf-8"), "there is nobody to report to"
+        assert "secret hill" not in "".join(map(json.dumps, local.events()))
+    finally:
+        local.close()
+
+
+def test_a_worker_without_its_model_says_what_to_do(folder: Path) -> None:
+    (folder / "none").mkdir()
+    (folder / "none" / "models.toml").write_text('[models.a]\nsource = "nowhere"\n', encoding="utf-8")
+    worker = Worker(folder / "none", None, "none")
+    try:
+        assert worker.process.wait(PATIENCE) == 2
+        (event,) = worker.events()
+        assert "models.a.source" in event["reason"]
+        assert "Traceback" not in worker.log.read_text(encoding="utf-8")
+    finally:
+        worker.close()
