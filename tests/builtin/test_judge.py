@@ -1,0 +1,57 @@
+"""The judge sees what was drawn, and sees what is wrong."""
+
+from dataclasses import replace
+
+import pytest
+
+from handler.builtin.judge import Judge, exam, explicit, marks
+from handler.builtin.world import SIZES, Scene, Thing, draw
+
+SQUARE = (1024, 1024)
+HOUSE = Thing(name="house", paint="blue", place="left")
+SCENE = Scene(time="night", terrain="forest", light="right", stars=True, things=(HOUSE,))
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge(SQUARE, drawings=500)
+
+
+def missed(judge, asked, shown):
+    return {name for name, right in marks(asked, judge.look(draw(shown, SQUARE))).items() if not right}
+
+
+def test_a_true_drawing_gets_every_mark(judge):
+    assert missed(judge, SCENE, SCENE) == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        ({"time": "sunset", "stars": False}, "time"),
+        ({"terrain": "sea"}, "terrain"),
+        ({"weather": "rain"}, "weather"),
+        ({"light": "left"}, "one light, side"),
+        ({"light": ""}, "one light, side"),
+        ({"stars": False}, "stars"),
+        ({"things": ()}, "object there"),
+        ({"things": (replace(HOUSE, place="right"),)}, "object place"),
+        ({"things": (replace(HOUSE, paint="red"),)}, "object paint"),
+        ({"things": (HOUSE, replace(HOUSE, place="right"))}, "object once"),
+        ({"things": (HOUSE, Thing(name="aya", place="right"))}, "nothing else"),
+    ],
+)
+def test_a_wrong_drawing_loses_its_mark(judge, change, mark):
+    assert {mark, "everything"} <= missed(judge, SCENE, replace(SCENE, **change))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_held_out_drawings_are_read_rightly_at_every_size(size):
+    judge = Judge(size, drawings=500)
+    scenes = exam(12, size)
+    right = [marks(scene, judge.look(draw(scene, size)))["everything"] for scene in scenes]
+    assert sum(right) >= 9
+
+
+def test_an_explicit_prompt_tells_everything():
+    assert explicit(SCENE) == "blue house on the left, forest, night, clear sky, moon on the right, stars"
