@@ -6,11 +6,12 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-import anyio.to_thread
+import httpx
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,7 +24,8 @@ from starlette.routing import BaseRoute, Route
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
-from compliance.review import Reviewing
+from compliance.review import PictureCheck, TextRules, load_rulesets
+from compliance.rules import PromptGate
 from compliance.sign import Signer
 from gateway import __version__
 from gateway.backends.runpod import RunPodBackend
@@ -35,17 +37,16 @@ from gateway.core.service import GenerationService, Policy
 from gateway.dialects.base import Dialect, Json
 from gateway.dialects.imgen import ImgenDialect
 from gateway.errors import (
-    AccessDenied,
-    BodyTooLarge,
     GatewayError,
     InternalError,
-    InvalidKey,
     MethodNotAllowed,
     RouteNotFound,
     SettingsError,
-    Unavailable,
 )
-from gateway.jobs import Database, SqlJobs, SqlKeys, migrate
+from gateway.jobs.database import Database
+from gateway.jobs.keys import SqlKeys
+from gateway.jobs.migrations import migrate
+from gateway.jobs.store import SqlJobs
 from gateway.middleware import RequestId
 from gateway.settings import Settings
 from gateway.storage.disk import DiskStorage
@@ -53,7 +54,7 @@ from gateway.storage.disk import DiskStorage
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
     """One gateway. Builds without I/O but for reading the catalogue and the secret; opens everything in the lifespan.
 
     Raises `CatalogError` and `SettingsError`, which name what to mend.
@@ -75,11 +76,14 @@ def create_app(settings: Settings) -> Starlette:
         secret=secret,
         webhook_url=settings.worker_url(),
         min_workers=settings.backend_min_workers,
+        transport=backend_transport,
     )
-    reviewing = Reviewing.default()
+    gate = PromptGate.built_in()
+    rulesets = load_rulesets(categories=gate.categories)
     finisher = Finisher(
         storage=storage,
-        reviewing=reviewing,
+        reviewers=(PictureCheck(), TextRules(gate)),
+        rulesets=rulesets,
         signer=Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider),
         defaults=Credentials(
             author=settings.author,
@@ -96,7 +100,7 @@ def create_app(settings: Settings) -> Starlette:
         backend=backend,
         storage=storage,
         catalog=catalog,
-        reviewing=reviewing,
+        gate=gate,
         finisher=finisher,
         policy=Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__}),
         now=time.time,
@@ -106,7 +110,7 @@ def create_app(settings: Settings) -> Starlette:
         ImgenDialect(
             service,
             access.Access(keys, now=time.time),
-            rulesets=frozenset(reviewing.rulesets),
+            rulesets=frozenset(rulesets),
             unknown_character=settings.unknown_character,
             unknown_ruleset=settings.unknown_ruleset,
         )
@@ -152,12 +156,10 @@ def create_app(settings: Settings) -> Starlette:
                 expose_headers=["x-request-id", "retry-after"],
             )
         )
-    return Starlette(
-        routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_voices(dialects)
-    )
+    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_voices(dialects))
 
 
-def _voices(dialects: Sequence[Dialect]) -> dict[type[Exception] | int, object]:
+def _voices(dialects: Sequence[Dialect]) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:
     """One renderer for every fault, which speaks in the voice of the dialect whose path was called."""
     by_length = sorted(dialects, key=lambda dialect: len(dialect.prefix), reverse=True)
 
@@ -214,9 +216,7 @@ def signing_credentials(settings: Settings) -> SigningCredentials:
             return load_or_create(authority_folder(settings))
         if settings.signing_anchors is None:
             raise SettingsError("IMGEN_SIGNING_ANCHORS: name the PEM file with the root of the signing chain")
-        return SigningCredentials.from_pem_files(
-            settings.signing_chain, settings.signing_key, settings.signing_anchors
-        )
+        return SigningCredentials.from_pem_files(settings.signing_chain, settings.signing_key, settings.signing_anchors)
     except ComplianceError as exc:
         raise SettingsError(f"IMGEN_SIGNING_CHAIN: {exc.message}", fix=exc.fix) from exc
 

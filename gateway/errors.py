@@ -14,6 +14,7 @@ x GatewayError
   x Unavailable               somebody behind us does not answer; the job survives
     + BackendUnavailable, StorageUnavailable, StoreUnavailable, ShuttingDown
   + BackendRefused            the GPU backend refused the job for good
+  + FinishingFailed           a drawn picture could not be reviewed, encoded or signed
   + CatalogError, SettingsError   stop the start, never a request
   + InternalError
 """
@@ -21,14 +22,13 @@ x GatewayError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 
 class GatewayError(Exception):
     """Something went wrong."""
 
-    code: ClassVar[str] = "error"
-    retryable: ClassVar[bool] = False
+    code: str = "error"
+    retryable: bool = False
     fix: str | None = None
 
     def __init__(self, message: str | None = None, *, fix: str | None = None) -> None:
@@ -220,6 +220,15 @@ class BackendRefused(GatewayError):
     """Generation failed"""
 
     code = "backend_refused"
+
+
+class FinishingFailed(GatewayError):
+    """Generation failed"""
+
+    def __init__(self, code: str, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
 
 
 class CatalogError(GatewayError):

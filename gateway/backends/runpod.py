@@ -1,8 +1,8 @@
 """RunPod serverless, and everything that speaks its endpoint API, such as the local endpoint of a desk.
 
-Public API as documented: ``POST /run``, ``GET /status/{id}``, ``POST /cancel/{id}``, ``GET /health``. The webhook that RunPod
-calls is unsigned, so its address carries a token per job and attempt, and what it says is only a hint: the result is read
-from the endpoint itself.
+Public API as documented: ``POST /run``, ``GET /status/{id}``, ``POST /cancel/{id}``, ``GET /health``. The webhook that
+RunPod calls is unsigned, so its address carries a token per job and attempt, and what it says is only a hint: the
+result is read from the endpoint itself.
 """
 
 from __future__ import annotations
@@ -160,7 +160,10 @@ class RunPodBackend:
     async def _call(
         self, method: str, path: str, *, content: bytes | None = None, safe: bool = True
     ) -> Mapping[str, Any]:
-        """One request with retries. ``safe``: it may be sent twice. Raises `BackendUnavailable`, `BackendRefused`, `_Gone`."""
+        """One request with retries; ``safe`` says that it may be sent twice.
+
+        Raises `BackendUnavailable`, `BackendRefused` and `_Gone`.
+        """
         assert self._client is not None, "open() comes first"
         again: tuple[type[Exception], ...] = (_TryAgain, httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
         if safe:

@@ -167,7 +167,7 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One generation: the row of the job store. ``gen_id`` names it for ever, ``public_id`` is its id on its surface."""
+    """One generation, a row of the job store. ``gen_id`` names it for ever, ``public_id`` is its id on its surface."""
 
     gen_id: str
     public_id: str
@@ -226,7 +226,7 @@ class RenderOrder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What a backend says of a job. ``state`` is one of queued, running, completed, failed, timed_out, cancelled, gone."""
+    """What a backend says of a job: queued, running, completed, failed, timed_out, cancelled, or gone (forgotten)."""
 
     state: str
     step: int = 0

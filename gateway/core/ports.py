@@ -87,6 +87,6 @@ class Storage(Protocol):
         """Something private; None when it is not there."""
 
     async def purge(self, prefix: str, *, keep: frozenset[str] = frozenset()) -> None:
-        """Remove everything under a prefix but the keys to keep."""
+        """Remove the key, or everything under the prefix, but the keys to keep."""
 
     async def readiness(self) -> Readiness: ...

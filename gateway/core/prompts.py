@@ -15,7 +15,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parsed:
-    """A prompt taken apart. ``names`` are lower case, in order; ``stray`` are ``-word`` inside a segment, kept as text."""
+    """A prompt taken apart. ``names`` are lower case; ``stray`` are ``-word`` inside a segment, which stay text."""
 
     names: tuple[str, ...]
     positive: str

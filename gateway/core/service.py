@@ -1,7 +1,8 @@
 """The life of a generation: submit, advance, status, cancel, list. Idempotent; any replica may do any step.
 
-The row is written before the backend hears of the job, and `advance` is the only way forward. It works under a lease, so
-that one replica at a time moves a job, and writes are fenced by that lease, so that a replica which lost it changes nothing.
+The row is written before the backend hears of the job, and `advance` is the only way forward. It works under a lease,
+so that one replica at a time moves a job, and writes are fenced by that lease, so that a replica which lost it changes
+nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import anyio
 import anyio.abc
 import structlog
 
+from compliance.rules import PromptGate
 from gateway.core import prompts
 from gateway.core.catalog import Catalog
-from gateway.core.finishing import Finisher, RawLost, raw_key, raw_prefix
-from gateway.core.gate import Gate
+from gateway.core.finishing import DrawAgain, Finisher, raw_key, raw_prefix
 from gateway.core.images import (
-    CANCELLABLE,
     Caller,
     Delivery,
     Drawing,
@@ -51,6 +51,7 @@ log = structlog.get_logger(__name__)
 
 GEN_ID_ALPHABET = string.ascii_lowercase + string.digits
 MAX_ATTEMPTS = 2
+MAX_STUMBLES = 12
 _SWEEP_BATCH = 64
 _ADVANCING_AT_ONCE = 16
 _REMEMBERED_OPEN = 0.25
@@ -109,11 +110,11 @@ class GenerationService:
         backend: Backend,
         storage: Storage,
         catalog: Catalog,
-        gate: Gate,
+        gate: PromptGate,
         finisher: Finisher,
         policy: Policy,
         now: Callable[[], float],
-        webhook: Callable[[str], str | None] = lambda gen_id: None,
+        webhook: Callable[[str, int], str | None] = lambda gen_id, attempt: None,
         new_id: Callable[[], str] = new_gen_id,
     ) -> None:
         self.catalog = catalog
@@ -135,14 +136,11 @@ class GenerationService:
     async def submit(self, caller: Caller, wish: Wish) -> Job:
         """Accept a job: gate, compose, write it down, hand it over.
 
-        Raises `PromptBlocked`; `BackendUnavailable` or `BackendRefused` when the backend did not take it, and then the job
-        has ended as failed and costs nothing.
+        Raises `PromptBlocked`; `BackendUnavailable` or `BackendRefused` when the backend did not take it, and then the
+        job has ended as failed and costs nothing.
         """
         drawing = self._compose(wish)
-        violations = self._gate.refuse(drawing.positive, drawing.negative, wish.prompt)
-        if violations:
-            log.warning("prompt refused", rules=[v.rule for v in violations], tenant=caller.tenant)
-            raise PromptBlocked([v.rule for v in violations], [v.category for v in violations])
+        await self._refuse(caller, drawing)
         now = self._now()
         job = Job(
             gen_id=self._new_id(),
@@ -175,7 +173,7 @@ class GenerationService:
         return job
 
     async def cancel(self, caller: Caller, surface: str, public_id: str) -> Job:
-        """End the caller's job. Idempotent on a cancelled job; raises `JobNotOpen` once it is being finished or has ended."""
+        """End the caller's job. Idempotent; raises `JobNotOpen` once it is being finished or has ended otherwise."""
         job = await self.find(caller, surface, public_id)
         ended = await self._jobs.cancel(job.gen_id, now=self._now())
         self._recent.pop((surface, public_id), None)
@@ -206,11 +204,23 @@ class GenerationService:
             store = Readiness(ready=False, reason=exc.message)
         return [store, await self._backend.readiness(), await self._storage.readiness(), self._finisher.readiness()]
 
+    async def _refuse(self, caller: Caller, drawing: Drawing) -> None:
+        """The prompt gate: what the words alone forbid, whatever ruleset, tier or key asks."""
+        positive, negative = drawing.positive, drawing.negative
+        if drawing.guidance is not None and drawing.guidance <= 1:
+            # Below guidance 1 a model draws what it should leave out.
+            positive, negative = f"{positive}, {negative}", ""
+        found = await anyio.to_thread.run_sync(self._gate.check, positive, negative)
+        refused = [violation for violation in found if violation.refuse]
+        if refused:
+            log.warning("prompt refused", rules=[v.rule for v in refused], tenant=caller.tenant)
+            raise PromptBlocked([v.rule for v in refused], [v.name for v in refused])
+
     # What moves a job forward
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Sweep and advance in the background while the block runs. Work in hand is dropped at the end: its lease runs out."""
+        """Sweep and advance in the background while the block runs. What is in hand at the end is left to its lease."""
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._sweep_for_ever)
@@ -220,9 +230,13 @@ class GenerationService:
                 self._tasks = None
                 tasks.cancel_scope.cancel()
 
-    async def hint(self, gen_id: str, backend_id: str) -> None:
-        """Somebody says that the backend is done with a job. Only a hint: the backend itself is asked."""
-        await self._jobs.adopt(gen_id, backend_id)
+    async def hint(self, gen_id: str, attempt: int, backend_id: str) -> None:
+        """Somebody says that the backend is done with an attempt. Only a hint: the backend itself is asked."""
+        job = await self._jobs.get(gen_id)
+        if job is None or not job.open or job.attempt != attempt:
+            return
+        if job.backend_id is None:
+            await self._jobs.adopt(gen_id, backend_id)
         self._nudge(gen_id)
 
     async def advance(self, gen_id: str) -> None:
@@ -235,7 +249,14 @@ class GenerationService:
         with structlog.contextvars.bound_contextvars(request_id=job.request_id):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._keep_lease, gen_id, lease, tasks.cancel_scope)
-                await self._step(job, lease)
+                try:
+                    await self._step(job, lease)
+                except Unavailable as exc:
+                    log.warning("advance failed", job=gen_id, code=exc.code, error=exc.message)
+                    await self._stumble(gen_id, lease)
+                except Exception:
+                    log.exception("advance failed", job=gen_id)
+                    await self._stumble(gen_id, lease)
                 tasks.cancel_scope.cancel()
 
     async def _step(self, job: Job, lease: str) -> None:
@@ -255,7 +276,7 @@ class GenerationService:
             slots=tuple(
                 self._storage.slot(raw_key(job, index), expires_at=expires_at) for index in range(job.drawing.n)
             ),
-            webhook=self._webhook(job.gen_id),
+            webhook=self._webhook(job.gen_id, job.attempt),
             execution_timeout=self._policy.execution_timeout,
             ttl=max(job.deadline_at - self._now(), 10),
             deadline_at=job.deadline_at,
@@ -352,9 +373,9 @@ class GenerationService:
     async def _finish(self, job: Job, lease: str) -> None:
         try:
             finished = await self._finisher.finish(job)
-        except RawLost as exc:
-            log.warning("raw picture lost", job=job.gen_id, reason=str(exc))
-            await self._again(job, lease, State.FAILED, Fault(code="raw_picture_lost"))
+        except DrawAgain as exc:
+            log.warning("picture unusable", job=job.gen_id, code=exc.code, reason=str(exc))
+            await self._again(job, lease, State.FAILED, Fault(code=exc.code))
             return
         except GatewayError as exc:
             await self._finish_later(job, lease, exc)
@@ -382,6 +403,16 @@ class GenerationService:
         """Give the job back and look at it again after a back-off with jitter."""
         delay = min(self._policy.poll_interval * 2**job.tries, 30.0) * random.uniform(0.5, 1.0)
         await self._jobs.save(replace(job, tries=job.tries + 1, next_at=self._now() + delay), lease=lease, release=True)
+
+    async def _stumble(self, gen_id: str, lease: str) -> None:
+        """After an unforeseen fault: try again later from the row as it stands, and give up when it keeps happening."""
+        job = await self._jobs.get(gen_id)
+        if job is None or not job.open:
+            return
+        if job.tries >= MAX_STUMBLES:
+            await self._end(job, lease, State.FAILED, Fault(code="internal_error"))
+        else:
+            await self._later(job, lease)
 
     async def _again(self, job: Job, lease: str, state: State, fault: Fault) -> None:
         """Have it drawn once more, with fresh upload addresses; end it when that was the last attempt."""
@@ -483,7 +514,7 @@ class GenerationService:
     async def _advance_quietly(self, gen_id: str) -> None:
         try:
             await self.advance(gen_id)
-        except Exception:  # noqa: BLE001 - one job's fault must not stop the others; its lease runs out and it is tried again
+        except Exception:
             log.exception("advance failed", job=gen_id)
         finally:
             self._advancing.discard(gen_id)

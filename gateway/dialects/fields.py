@@ -1,4 +1,4 @@
-"""Reading the fields of a JSON request: what is wrong in kind is refused, what is out of range falls back and is noted."""
+"""Reading the fields of a JSON request: a wrong kind is refused, a value out of range falls back and is noted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Imgen API v2: one POST with an ``action``. The contract is the Imgen reference; what it does not print is additive."""
+"""The Imgen API v2: one POST with an ``action``. What the Imgen reference does not print is additive."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from gateway.errors import (
     BadId,
     BadRequest,
     BodyTooLarge,
-    CacheMiss,
     CachedResultNotFound,
+    CacheMiss,
     GatewayError,
     InvalidCharacter,
     InvalidField,
@@ -464,7 +464,7 @@ def _without_effect(fields: Fields) -> None:
 
 
 def _id(body: dict[str, Any]) -> str:
-    """The job id of a request. ``prompt`` and ``model`` beside it are not read: the job's own row is the truth (I24)."""
+    """The job id of a request. ``prompt`` and ``model`` beside it are not read: the job's row is the truth (I24)."""
     value = body.get("id")
     if isinstance(value, str) and _RUN.fullmatch(value):
         return value

@@ -76,8 +76,12 @@ class Folder:
             return None
 
     def purge(self, prefix: str, keep: Collection[str]) -> None:
-        """Remove all below a prefix but the keys to keep. A prefix has two segments: it never means everything."""
+        """Remove all below a prefix, or the one file of that key, but the keys to keep. A prefix has two segments at least."""
         top = self.path(prefix.removesuffix("/"))
+        if top.is_file():
+            if prefix not in keep:
+                top.unlink(missing_ok=True)
+            return
         for folder, _, names in os.walk(top, topdown=False, onerror=_unless_gone):
             for name in names:
                 file = Path(folder, name)

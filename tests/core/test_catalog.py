@@ -74,7 +74,7 @@ def test_characters_belong_to_every_model_unless_it_names_them(read):
     ],
 )
 def test_a_bad_file_says_where_and_what(read, broken, says):
-    with pytest.raises(CatalogError, match=".") as caught:
+    with pytest.raises(CatalogError) as caught:
         read(broken)
     assert says in caught.value.message
 

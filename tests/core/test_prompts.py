@@ -8,7 +8,9 @@ from gateway.core import prompts
 
 ANY_TEXT = st.text(st.characters(), max_size=300)
 SYNTAX = st.lists(
-    st.sampled_from(["@aya", "@bella", "@", "-fog", "- fog", "-", ",", " ", "a hill", "close-up", "a@b.c", "-5", "é", "\n"]),
+    st.sampled_from(
+        ["@aya", "@bella", "@", "-fog", "- fog", "-", ",", " ", "a hill", "close-up", "a@b.c", "-5", "é", "\n"]
+    ),
     max_size=20,
 ).map("".join)
 
@@ -71,7 +73,9 @@ def test_nothing_is_lost(raw):
     """Every character that is not a blank, a comma, a name or the dash of a negative comes out again, in order."""
     text = prompts.clean(raw)
     parsed = prompts.parse(raw)
-    kept = "".join(sorted(parsed.positive + "".join("-" + n for n in parsed.negatives) + "".join("@" + n for n in parsed.names)))
+    kept = "".join(
+        sorted(parsed.positive + "".join("-" + n for n in parsed.negatives) + "".join("@" + n for n in parsed.names))
+    )
     strip = str.maketrans("", "", " ,")
     before = "".join(sorted(text.translate(strip).casefold()))
     after = "".join(sorted(kept.translate(strip).casefold()))

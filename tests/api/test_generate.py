@@ -1,0 +1,232 @@
+"""`generate` and `status`: what the reference prints, field by field."""
+
+import hashlib
+import io
+import re
+
+import pytest
+from PIL import Image
+
+from compliance.verify import verify
+from gateway.app import authority_folder
+
+pytestmark = pytest.mark.anyio
+
+#: Every member that the reference prints in ``meta``.
+META = set(
+    (
+        "id gen_id time prompt positive negative character model style "
+        "width height format quality lossless optimized compliance compliance_codes compliance_ruleset "
+        "precompliance fingerprint images "
+    ).split()
+)
+
+
+def anchors(gateway):
+    return (authority_folder(gateway.settings) / "anchors.pem").read_bytes()
+
+
+async def test_generate_answers_what_the_reference_prints(gateway):
+    job = await gateway.call("generate", prompt="@aya on a hill, -fog", format="webp")
+    assert re.fullmatch(r"run_[A-Za-z0-9_-]{1,128}", job["id"])
+    assert re.fullmatch(r"[a-z0-9]{20}", job["gen_id"])
+    assert {k: job[k] for k in ("prompt", "model", "format")} == {
+        "prompt": "@aya on a hill, -fog", "model": "eros", "format": "webp",
+    }  # fmt: skip
+    assert "warnings" not in job
+
+
+async def test_a_completed_status_has_every_printed_field(gateway):
+    job = await gateway.call(
+        "generate", prompt="@aya on a hill, -fog", negative="-rain", precompliance="words: none", seed=7, model="eros"
+    )
+    status = await gateway.ended(job["id"])
+    assert status["status"] == "COMPLETED" and status["compliance"] == "safe"
+    meta = status["meta"]
+    assert meta.keys() >= META
+    assert meta["id"] == job["id"] and meta["gen_id"] == job["gen_id"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", meta["time"])
+    assert meta["prompt"] == "@aya on a hill, -fog"
+    assert meta["positive"].startswith("aya, ") and "on a hill" in meta["positive"]
+    assert meta["negative"].endswith("fog, rain")
+    assert (meta["character"], meta["model"], meta["style"]) == ("aya", "eros", "professional")
+    assert (meta["width"], meta["height"]) == (1344, 768)
+    assert (meta["format"], meta["quality"], meta["lossless"], meta["optimized"]) == ("jpeg", 95, False, False)
+    assert (meta["compliance"], meta["compliance_codes"], meta["compliance_ruleset"]) == ("safe", [], "default")
+    assert meta["precompliance"] == "words: none" and meta["seed"] == 7
+    assert [image["type"] for image in meta["images"]] == ["signed", "thumbnail"]
+    assert meta["images"][0]["filename"].endswith(".jpg")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mime", "extension", "lossless"),
+    [
+        ({"format": "jpeg", "lossless": True}, "image/jpeg", ".jpg", False),
+        ({"format": "png", "quality": 3}, "image/png", ".png", True),
+        ({"format": "webp", "quality": 80}, "image/webp", ".webp", False),
+        ({"format": "webp", "lossless": True}, "image/webp", ".webp", True),
+        ({"format": "avif", "quality": 60}, "image/avif", ".avif", False),
+        ({"format": "avif", "lossless": True}, "image/avif", ".avif", True),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+async def test_the_delivered_file_is_what_meta_says(gateway, wanted, mime, extension, lossless):
+    meta = await gateway.picture("a boat at night", width=1024, height=1024, seed=5, **wanted)
+    for image in meta["images"]:
+        answer = await gateway.http.get(image["url"])
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == image["mime"]
+        assert hashlib.sha256(answer.content).hexdigest() == image["sha256"]
+        assert len(answer.content) == image["bytes"]
+        assert verify(answer.content, anchors(gateway)).state == "trusted"
+    full, thumb = meta["images"]
+    assert (full["mime"], full["sha256"]) == (mime, meta["fingerprint"])
+    assert full["filename"].endswith(extension)
+    assert thumb["mime"] == "image/jpeg"
+    assert meta["lossless"] is lossless
+    pixels = Image.open(io.BytesIO((await gateway.http.get(full["url"])).content)).convert("RGB")
+    assert pixels.size == (1024, 1024)
+    if lossless:
+        from fake_runpod import paint
+
+        from handler import contract
+
+        order = contract.job_from_wire(gateway.runpod.submitted[-1]["input"])
+        assert pixels.tobytes() == Image.open(io.BytesIO(paint(order, 0))).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    "size", [(1024, 1024), (1344, 768), (768, 1344), (1216, 832), (832, 1216), (1152, 896), (896, 1152)]
+)
+async def test_every_valid_size_is_drawn(gateway, size):
+    meta = await gateway.picture(width=size[0], height=size[1])
+    assert (meta["width"], meta["height"]) == size
+    order = gateway.runpod.submitted[-1]["input"]
+    assert (order["width"], order["height"]) == size
+
+
+@pytest.mark.parametrize(
+    ("given", "used", "noted"),
+    [
+        pytest.param({"model": "nope"}, {"model": "eros"}, "model", id="invalid-model"),
+        pytest.param({"style": "nope"}, {"style": "professional"}, "style", id="invalid-style"),
+        pytest.param({"format": "gif"}, {"format": "jpeg"}, "format", id="invalid-format"),
+        pytest.param(
+            {"width": 1000, "height": 1000}, {"width": 1344, "height": 768}, "width,height", id="bad-dimensions"
+        ),
+        pytest.param({"width": 1024}, {"width": 1344, "height": 768}, "width,height", id="only-a-width"),
+        pytest.param({"compliance_ruleset": "  "}, {"compliance_ruleset": "default"}, None, id="blank-ruleset"),
+        pytest.param(
+            {"compliance_ruleset": "x"}, {"compliance_ruleset": "default"}, "compliance_ruleset", id="ruleset"
+        ),
+        pytest.param({"cache_pick": 99}, {}, "cache_pick", id="cache-pick-out-of-range"),
+        pytest.param({"precompliance": "x" * 2001}, {"precompliance": "x" * 2000}, "precompliance", id="precompliance"),
+        pytest.param({"quality": 0}, {"quality": 1}, "quality", id="quality-clamped"),
+        pytest.param({"quality": "80"}, {"quality": 80}, "quality", id="numeric-string"),
+        pytest.param({"seed": -1}, {}, None, id="seed-minus-one-is-random"),
+        pytest.param({"steps": 100000}, {"steps": 150}, "steps", id="steps-clamped"),
+        pytest.param(
+            {"style": "", "model": "", "format": "", "compliance_ruleset": ""},
+            {"style": "professional"},
+            None,
+            id="empty-is-not-given",
+        ),
+        pytest.param({"style": None, "width": None, "optimize": None}, {"width": 1344}, None, id="null-is-not-given"),
+        pytest.param({"wm_position": "left"}, {}, "wm_position", id="watermark-position"),
+        pytest.param({"wm_image": "data:image/png;base64,AAAA"}, {}, "wm_image", id="watermark-has-no-effect-yet"),
+        pytest.param({"optimize": True}, {"optimized": False}, "optimize", id="optimize-has-no-effect-yet"),
+        pytest.param({"use_cache": True}, {}, "use_cache", id="cache-has-no-effect-yet"),
+    ],
+)
+async def test_a_silent_fallback_is_taken_and_made_visible(gateway, given, used, noted):
+    job = await gateway.call("generate", prompt="a red house", **given)
+    fields = [warning["field"] for warning in job.get("warnings", [])]
+    assert fields == ([noted] if noted else [])
+    assert all(warning.keys() == {"code", "field", "given", "used"} for warning in job.get("warnings", []))
+    meta = (await gateway.ended(job["id"]))["meta"]
+    assert {name: meta[name] for name in used} == used
+    assert meta.get("warnings", []) == job.get("warnings", [])
+
+
+async def test_characters_one_per_prompt(gateway):
+    job = await gateway.call("generate", prompt="@bella and @aya on a hill")
+    assert [(w["code"], w["given"]) for w in job["warnings"]] == [("one_character", "@aya")]
+    assert (await gateway.ended(job["id"]))["meta"]["character"] == "bella"
+
+
+async def test_a_character_alone_is_a_prompt(gateway):
+    assert (await gateway.picture("@aya"))["positive"].startswith("aya")
+
+
+async def test_the_same_request_and_seed_draw_the_same_picture(gateway):
+    first, second = await gateway.picture(seed=3, format="png"), await gateway.picture(seed=3, format="png")
+    pixels = [
+        Image.open(io.BytesIO((await gateway.http.get(meta["images"][0]["url"])).content)).tobytes()
+        for meta in (first, second)
+    ]
+    assert pixels[0] == pixels[1]
+    assert first["fingerprint"] != second["fingerprint"]  # each has its own manifest
+
+
+async def test_the_claims_of_the_caller_are_in_the_credentials(gateway):
+    meta = await gateway.picture(
+        cs_author="Ada", cs_title="Hill", cs_organization="Org", cs_vendor="V", cs_description="D"
+    )
+    data = (await gateway.http.get(meta["images"][0]["url"])).content
+    report = verify(data, anchors(gateway))
+    assert report.state == "trusted"
+    assert "Ada" in str(report) and "Hill" in str(report) and "Org" in str(report)
+    assert meta["gen_id"] in str(report)
+
+
+async def test_pixels_that_travel_inline_are_finished_too(gateway):
+    gateway.runpod.inline = True
+    assert (await gateway.picture())["compliance"] == "safe"
+
+
+async def test_status_ignores_the_prompt_and_model_sent_with_it(gateway):
+    meta = await gateway.picture("a red house")
+    again = await gateway.call("status", id=meta["id"], prompt="something else", model="other")
+    assert again["meta"]["prompt"] == "a red house"
+
+
+async def test_pending_status_shows_progress(gateway):
+    gateway.runpod.hold = True
+    job = await gateway.call("generate", prompt="a red house")
+    seen = await gateway.call("status", id=job["id"])
+    assert seen["status"] in {"IN_QUEUE", "IN_PROGRESS"}
+    import anyio
+
+    with anyio.fail_after(10):
+        while (seen := await gateway.call("status", id=job["id"]))["status"] != "IN_PROGRESS":
+            await anyio.sleep(0.05)
+    assert seen["progress"] == {"step": 3, "total_steps": 14}
+
+
+async def test_each_status_signs_its_urls_anew(gateway):
+    meta = await gateway.picture()
+    url = meta["images"][0]["url"]
+    assert "expires" in url and meta["images"][0]["expires_at"].endswith("Z")
+    tampered = url.replace("expires=", "expires=9")
+    assert (await gateway.http.get(tampered)).status_code == 403
+    assert (await gateway.http.get(url.partition("?")[0])).status_code == 403
+    again = await gateway.call("status", id=meta["id"])
+    assert (await gateway.http.get(again["meta"]["images"][0]["url"])).status_code == 200
+
+
+async def test_an_expired_url_is_refused(open_gateway):
+    import anyio
+
+    gateway = await open_gateway(IMGEN_URL_TTL="1")
+    meta = await gateway.picture()
+    with anyio.fail_after(10):
+        while (await gateway.http.get(meta["images"][0]["url"])).status_code != 403:
+            await anyio.sleep(0.1)
+
+
+async def test_nothing_but_deliverables_can_be_fetched(gateway):
+    meta = await gateway.picture()
+    url = meta["images"][0]["url"]
+    key = re.search(r"/files/(out/[^?]+)", url)[1]
+    for private in ("raw", "master", "../imgen.db", "master/default"):
+        assert (await gateway.http.get(url.replace(key, key.replace("out", private)))).status_code in {403, 404}
