@@ -75,15 +75,14 @@ class Judge:
 
 def names_of(pixels: Pixels) -> tuple[str, Names]:
     """The time whose palette fits best, and the name of each pixel's colour."""
-    best: tuple[float, str, Names] | None = None
+    used, spots, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    fits: dict[str, tuple[float, Names]] = {}
     for time in TIMES:
-        colours = np.array(list(palette(time).values()), np.int32)
-        errors = np.abs(pixels[:, :, None].astype(np.int32) - colours).sum(-1)
-        error = float(errors.min(-1).sum())
-        if best is None or error < best[0]:
-            best = error, time, errors.argmin(-1)
-    assert best is not None
-    return best[1:]
+        colours = np.array(list(palette(time).values()), np.int64)
+        errors = np.abs(used[:, None].astype(np.int64) - colours).sum(-1)
+        fits[time] = float(errors.min(-1) @ counts), errors.argmin(-1)
+    best = min(TIMES, key=lambda time: fits[time][0])
+    return best, fits[best][1][spots.reshape(pixels.shape[:2])]
 
 
 def things(names: Names) -> Iterable[Found]:
