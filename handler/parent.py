@@ -9,14 +9,17 @@ from collections.abc import Callable
 
 
 def kill_own_group() -> None:
-    """End this process and everything it started (a child of a supervisor leads its own process group)."""
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    """End this process, and what it started when it leads a group of its own; somebody else's group is left alone."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def watch(fd: int, on_gone: Callable[[], object] = kill_own_group) -> threading.Thread:
     """Call `on_gone` once the writing end of the pipe `fd` is closed, which the kernel does however the parent dies.
 
-    The default ends the whole process group, so it is only for a process that leads its own group.
+    A supervisor starts its child as the leader of a group of its own, so the default ends everything that the child
+    started too.
     """
     os.set_inheritable(fd, False)
 

@@ -18,7 +18,9 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 
 def require_key(request: Request, key: str) -> None:
-    """Accept the key raw and as a Bearer token, as RunPod does."""
+    """Accept the key raw and as a Bearer token, as RunPod does. A HEAD is refused: it would take and not get."""
+    if request.method == "HEAD":
+        raise HTTPException(405, "Method Not Allowed")
     given = request.headers.get("authorization", "").strip()
     scheme, _, rest = given.partition(" ")
     if scheme.lower() == "bearer":

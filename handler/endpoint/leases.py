@@ -211,16 +211,16 @@ class Leases:
             self._broker.bells.ring(f"stop:{worker_id}")
         # Asked again, for a worker may have come back while the store was at work.
         lost = {worker.id for worker in self._workers if worker.lost}
-        await self._requeue([job for job in held if job.worker in lost], "the worker is silent")
+        await self._requeue([job for job in held if job.worker in lost], "the worker is silent", stop=True)
         self._workers.forget_idle(now, {job.worker or "" for job in held})
         for job_id in set(self._broker.progress) - {job.id for job in held}:
             del self._broker.progress[job_id]
 
-    async def _requeue(self, jobs: Sequence[Job], reason: str) -> None:
+    async def _requeue(self, jobs: Sequence[Job], reason: str, *, stop: bool = False) -> None:
         limit = self._settings.requeues
         error = message(LOST.format(times=limit + 1))
         for job in jobs:
-            now_is = await self._store.transact(queries.requeue, job, self._broker.now(), limit, error)
+            now_is = await self._store.transact(queries.requeue, job, self._broker.now(), limit, error, stop=stop)
             if now_is is not None:
                 log.warning(reason, extra=job.about())
                 self._broker.announce(now_is, "job ended" if now_is.finished else "job queued again")

@@ -13,7 +13,6 @@ from handler.endpoint.job import (
     FAILED,
     IN_PROGRESS,
     IN_QUEUE,
-    TERMINAL,
     TIMED_OUT,
     Assignment,
     Job,
@@ -21,7 +20,6 @@ from handler.endpoint.job import (
 )
 
 _COLUMNS = ", ".join(Job.__dataclass_fields__)
-_ENDED = ", ".join(f"'{status}'" for status in sorted(TERMINAL))
 
 
 def _job(row: sqlite3.Row) -> Job:
@@ -89,11 +87,16 @@ def release(db: sqlite3.Connection, jobs: Sequence[Job]) -> None:
         )
 
 
-def requeue(db: sqlite3.Connection, job: Job, now: float, limit: int, error: str) -> Job | None:
-    """Queue a job again that lost its worker, or fail it when that happened too often. None when it is not running."""
+def requeue(db: sqlite3.Connection, job: Job, now: float, limit: int, error: str, *, stop: bool) -> Job | None:
+    """Queue a job again that lost its worker, or fail it when that happened too often. None when it is not running.
+
+    `stop` is for a worker that may still be at it: should it come back, it is told to stop.
+    """
     current = get(db, job.id)
     if current is None or current.status != IN_PROGRESS or current.attempt != job.attempt:
         return None
+    if stop:
+        ask_to_stop(db, current, now)
     db.execute("DELETE FROM chunks WHERE job = ?", (job.id,))
     if current.requeues >= limit:
         finish(db, current, FAILED, now, error=error)
@@ -149,11 +152,8 @@ def expired(db: sqlite3.Connection, now: float) -> list[Job]:
 
 def forget(db: sqlite3.Connection, now: float, keep_run: float, keep_sync: float) -> int:
     """Delete the results that are past their retention and whose webhook is settled."""
-    return db.execute(
-        f"DELETE FROM jobs WHERE status IN ({_ENDED}) AND id NOT IN (SELECT job FROM webhooks)"
-        " AND finished_at <= CASE sync WHEN 1 THEN ? ELSE ? END",
-        (now - keep_sync, now - keep_run),
-    ).rowcount
+    sql = "DELETE FROM jobs WHERE sync = ? AND finished_at <= ? AND id NOT IN (SELECT job FROM webhooks)"
+    return sum(db.execute(sql, (sync, now - keep)).rowcount for sync, keep in ((0, keep_run), (1, keep_sync)))
 
 
 def counts(db: sqlite3.Connection) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 
 import httpx
 
@@ -35,7 +36,11 @@ class Webhooks:
             try:
                 while True:
                     bell = self._broker.bells.listen("webhooks")
-                    left = await self._start_due(client)
+                    try:
+                        left = await self._start_due(client)
+                    except sqlite3.Error:
+                        log.exception("the job store failed; webhooks wait")
+                        left = self._settings.webhook_retry_s
                     await asyncio.wait(
                         {bell, *self._under_way.values()}, timeout=left, return_when=asyncio.FIRST_COMPLETED
                     )
@@ -61,6 +66,13 @@ class Webhooks:
         return left
 
     async def _deliver(self, client: httpx.AsyncClient, job_id: str, attempt: int) -> None:
+        try:
+            await self._try(client, job_id, attempt)
+        except sqlite3.Error:
+            log.exception("the job store failed; the webhook is tried again", extra={"job": job_id})
+            await asyncio.sleep(self._settings.webhook_retry_s)
+
+    async def _try(self, client: httpx.AsyncClient, job_id: str, attempt: int) -> None:
         job = await self._broker.get(job_id)
         if job is None or job.webhook is None or not job.finished:
             return
