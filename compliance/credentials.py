@@ -47,8 +47,8 @@ class Credentials:
 
         Validity in time is not checked here, but when a picture is signed.
         """
-        chain = _certificates(chain_pem, "The signing chain")
-        anchors = _certificates(anchors_pem, "The list of anchors")
+        chain = certificates(chain_pem, "The signing chain")
+        anchors = certificates(anchors_pem, "The list of anchors")
         leaf = chain[0]
         algorithm = _matching_algorithm(leaf, key_pem)
         _check_profile(leaf)
@@ -79,7 +79,8 @@ def _read(path: Path) -> bytes:
         ) from exc
 
 
-def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:
+def certificates(pem: bytes, what: str) -> list[x509.Certificate]:
+    """The certificates of a PEM text in order, at least one. Raises BadCredentials, which calls the text `what`."""
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as exc:

@@ -6,6 +6,8 @@ from typing import Any
 
 import c2pa
 
+from compliance.credentials import certificates
+
 # Purposes that a signing certificate may have. Setting any replaces the SDK's own list, so its defaults are repeated:
 # e-mail protection, document signing, time stamping, OCSP signing; and the one of C2PA itself.
 _PURPOSES = "\n".join(
@@ -14,9 +16,14 @@ _PURPOSES = "\n".join(
 
 
 def new_context(anchors_pem: bytes, **more: Any) -> c2pa.Context:
-    """A context that trusts `anchors_pem` and never opens a connection. It dies at a fork: make it where it is used."""
+    """A context that trusts `anchors_pem` (PEM roots, or nothing) and never opens a connection.
+
+    It dies at a fork: make it where it is used. Raises BadCredentials when the anchors do not read, since the SDK may
+    take rubbish for an empty list.
+    """
     trust = {"trust_config": _PURPOSES}
     if anchors_pem.strip():
+        certificates(anchors_pem, "The list of anchors")
         trust["user_anchors"] = anchors_pem.decode("ascii", "replace")
     settings: dict[str, Any] = {
         "trust": trust,

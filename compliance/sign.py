@@ -132,7 +132,7 @@ class Signer:
                 # Off: the thumbnail would add up to three times the bytes of the picture and most of the time.
                 "thumbnail": {"enabled": False},
                 # What we state ourselves; everything else was gathered from the requester.
-                "created_assertion_labels": ["c2pa.actions.v2", DISCLOSURE],
+                "created_assertion_labels": ["c2pa.actions", DISCLOSURE],
             }
             self._native = (
                 os.getpid(),

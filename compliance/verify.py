@@ -60,13 +60,14 @@ class Report:
 def verify(data: bytes, anchors_pem: bytes) -> Report:
     """Reads the C2PA manifest of a picture and checks it against `anchors_pem` (PEM roots; empty: nobody is trusted).
 
-    Never raises on account of `data`, and never opens a connection.
+    Never raises on account of `data`, and never opens a connection. Raises BadCredentials when the roots do not read.
     """
+    context = new_context(anchors_pem)
     mime = sniff(data)
     if mime is None:
         return Report(state="unreadable", failures=("This is not a JPEG, PNG, WebP or AVIF picture.",))
     try:
-        store = read(data, mime, new_context(anchors_pem))
+        store = read(data, mime, context)
     except c2pa.C2paError.ManifestNotFound:
         return Report(state="unsigned", mime=mime, failures=("The picture carries no C2PA manifest.",))
     except (c2pa.C2paError, json.JSONDecodeError, UnicodeError) as exc:

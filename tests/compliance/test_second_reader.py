@@ -1,0 +1,113 @@
+"""Our signatures, read by a second implementation of C2PA that shares no code with the one that signs.
+
+It runs in node and does not follow the certificate chain, so the chain is checked here with a third library. Its
+packages are pinned in c2pa_ts/package-lock.json and installed at the first run.
+"""
+
+import json
+import shutil
+import subprocess
+from itertools import product
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.x509 import verification
+
+from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
+from compliance.picture import Marked
+from tests.compliance.samples import FORMATS, provenance, scene, signed, tampered
+
+FOLDER = Path(__file__).with_name("c2pa_ts")
+INSTALLED = FOLDER / "node_modules" / ".package-lock.json"
+
+
+@pytest.fixture(scope="session")
+def second_reader():
+    """A function: the reader's answers for a list of files, each {"valid", "codes", "error"}."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("the second C2PA reader needs node 20 with npm on the PATH")
+    if not INSTALLED.exists() or INSTALLED.stat().st_mtime < (FOLDER / "package-lock.json").stat().st_mtime:
+        install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        subprocess.run(install, cwd=FOLDER, check=True, timeout=240)
+        INSTALLED.touch()
+
+    def read(*files):
+        command = ["node", "verify.mjs", *map(str, files)]
+        done = subprocess.run(command, cwd=FOLDER, check=True, timeout=60, capture_output=True, encoding="utf-8")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return read
+
+
+def stored(folder, name, data):
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+CASES = [*product(FORMATS, [False, True])]
+
+
+def test_it_accepts_what_we_sign_in_every_format(second_reader, signer, tmp_path):
+    files = [
+        stored(tmp_path, f"{format}-{lossless}", signed(signer, format, lossless=lossless, author="Ann").data)
+        for format, lossless in CASES
+    ]
+    assert second_reader(*files) == [{"valid": True, "codes": [], "error": None}] * len(CASES)
+
+
+def test_it_refuses_every_tampered_picture(second_reader, signer, tmp_path):
+    files = [
+        stored(tmp_path, f"{format}-{lossless}", tampered(signed(signer, format, lossless=lossless)))
+        for format, lossless in CASES
+    ]
+    for (format, _), answer in zip(CASES, second_reader(*files), strict=True):
+        assert not answer["valid"]
+        assert answer["codes"] == ["assertion.bmffHash.mismatch" if format == "avif" else "assertion.dataHash.mismatch"]
+
+
+def test_it_accepts_a_thumbnail_with_the_full_picture_as_its_ingredient(second_reader, signer, tmp_path):
+    marked = Marked(pixels=scene(1344, 768))
+    full = signer.sign(encode(marked, EncodeOptions()), provenance())
+    small = signer.sign(encode(thumbnail(marked), THUMBNAIL_OPTIONS), provenance(), parent=full)
+    assert second_reader(stored(tmp_path, "thumbnail.jpg", small.data)) == [{"valid": True, "codes": [], "error": None}]
+
+
+def test_it_refuses_an_unsigned_picture(second_reader, tmp_path):
+    plain = encode(Marked(pixels=scene()), EncodeOptions())
+    (answer,) = second_reader(stored(tmp_path, "plain.jpg", plain.data))
+    assert not answer["valid"]
+
+
+def test_the_certificate_chain_holds_for_a_third_library(credentials):
+    leaf, *intermediates = x509.load_pem_x509_certificates(credentials.chain_pem)
+    roots = x509.load_pem_x509_certificates(credentials.anchors_pem)
+    verifier = (
+        verification.PolicyBuilder()
+        .store(verification.Store(roots))
+        .extension_policies(
+            ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(),
+            ee_policy=verification.ExtensionPolicy.permit_all(),
+        )
+        .build_client_verifier()
+    )
+    assert verifier.verify(leaf, intermediates).chain == [leaf, *intermediates, *roots]
+
+
+def test_the_third_library_refuses_a_stranger(credentials, tmp_path):
+    from compliance.authority import load_or_create
+
+    leaf, *intermediates = x509.load_pem_x509_certificates(credentials.chain_pem)
+    other = x509.load_pem_x509_certificates(load_or_create(tmp_path / "other").anchors_pem)
+    verifier = (
+        verification.PolicyBuilder()
+        .store(verification.Store(other))
+        .extension_policies(
+            ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(),
+            ee_policy=verification.ExtensionPolicy.permit_all(),
+        )
+        .build_client_verifier()
+    )
+    with pytest.raises(verification.VerificationError):
+        verifier.verify(leaf, intermediates)
