@@ -15,7 +15,7 @@ from gateway.storage.keys import checked
 #: Unfinished files older than this belong to nobody: no upload takes so long.
 STALE_SECONDS = 3600
 _MOST_REMEMBERED = 4096
-_TRIES = 5
+_TRIES = 10
 
 
 class Folder:
@@ -76,7 +76,7 @@ class Folder:
             return None
 
     def purge(self, prefix: str, keep: Collection[str]) -> None:
-        """Remove all below a prefix, or the one file of that key, but the keys to keep. A prefix has two segments at least."""
+        """Remove a key, or all below a prefix, but the keys to keep. It has two segments: it never means everything."""
         top = self.path(prefix.removesuffix("/"))
         if top.is_file():
             if prefix not in keep:
@@ -123,12 +123,15 @@ class Unfinished:
             try:
                 _make_folder(self._path.parent, self._folder.root)
                 self._temporary.replace(self._path)
-                _sync_folder(self._path.parent)
-                return
-            except FileNotFoundError:
+                break
+            except (FileNotFoundError, FileExistsError):
                 # A purge took the empty folder between two of our steps.
-                if attempt == _TRIES - 1 or not self._temporary.exists():
+                if attempt == _TRIES - 1:
                     raise
+        try:
+            _sync_folder(self._path.parent)
+        except FileNotFoundError:
+            pass  # purged again already
 
     def discard(self) -> None:
         try:
