@@ -38,9 +38,10 @@ class DiffusersRenderer:
                 f"models.{model.name}.source: {type(pipeline).__name__} does not draw from text"
                 f" (it takes no {', '.join(sorted(missing))}); choose a text-to-image model"
             )
-        if model.negative and "negative_prompt" not in self._accepts:
+        # A pipeline with "true" guidance beside its own heeds a negative prompt only through that, which stays off.
+        if model.negative and ("negative_prompt" not in self._accepts or "true_cfg_scale" in self._accepts):
             raise ModelsError(
-                f"models.{model.name}.negative: {type(pipeline).__name__} takes no negative prompt; write false"
+                f"models.{model.name}.negative: {type(pipeline).__name__} heeds no negative prompt; write false"
             )
 
     @classmethod
@@ -50,19 +51,18 @@ class DiffusersRenderer:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        where = {"revision": model.revision, "local_files_only": not model.hub}
         try:
-            index = DiffusionPipeline.load_config(model.source, **where)
+            folder = _download(model) if model.hub else Path(model.source)
             # Review is a stage of its own behind the worker; a checker here would only blacken pictures unseen.
-            unchecked = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
-            # Pickled weights run code when they are loaded, so only safetensors are.
+            checked = "safety_checker" in DiffusionPipeline.load_config(folder)
             pipeline = DiffusionPipeline.from_pretrained(
-                model.source,
+                folder,
                 dtype=_dtype(model.dtype, device),
                 variant=model.variant,
+                # Pickled weights run code when they are loaded, so only safetensors are.
                 use_safetensors=True,
-                **where,
-                **unchecked,
+                local_files_only=True,
+                **({"safety_checker": None, "requires_safety_checker": False} if checked else {}),
             )
         except (OSError, ValueError) as exc:
             raise ModelsError(f"models.{model.name}.source: {model.source} can't be loaded: {exc}") from exc
@@ -70,8 +70,8 @@ class DiffusersRenderer:
             pipeline.scheduler = _sampler(model, pipeline.scheduler)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.to(device)
-        revision = _hub_revision(model, index) if model.hub else _folder_revision(Path(model.source))
-        return cls(model, pipeline, revision)
+        # The hub's cache names a folder after the commit in it.
+        return cls(model, pipeline, folder.name[:12] if model.hub else _folder_revision(folder))
 
     @property
     def sampler(self) -> str:
@@ -127,6 +127,19 @@ class DiffusersRenderer:
             torch.cuda.empty_cache()
 
 
+def _download(model: Model) -> Path:
+    """The model's folder in the hub's cache, where it may already be: then no network is needed."""
+    return Path(
+        DiffusionPipeline.download(
+            model.source,
+            revision=model.revision,
+            variant=model.variant,
+            use_safetensors=True,
+            safety_checker=None,
+        )
+    )
+
+
 def _dtype(name: str, device: str) -> torch.dtype:
     if name != "auto":
         dtype = getattr(torch, name)
@@ -176,9 +189,3 @@ def _folder_revision(folder: Path) -> str:
                 file.seek(-(2**20), 2)
                 digest.update(file.read())
     return digest.hexdigest()[:12]
-
-
-def _hub_revision(model: Model, index: dict[str, Any]) -> str:
-    """The hub's commit, as diffusers found it; else what was asked for."""
-    commit = index.get("_commit_hash")
-    return str(commit)[:12] if commit else model.revision or "main"

@@ -207,6 +207,8 @@ class Worker:
     async def _run(self, sdk_job: dict[str, Any], job: Job) -> Result:
         plan = _plan(job, self._models.by_name)
         stop = _Stop(job.deadline, self._now)
+        if stop.late():
+            raise Refused("deadline", _LATE)
         timings = {"load": 0.0, "draw": 0.0, "encode": 0.0, "upload": 0.0}
         reporter = _Reporter(
             lambda progress: self._report and self._report(sdk_job, progress),

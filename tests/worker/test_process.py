@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from PIL import Image
@@ -69,7 +69,9 @@ class Gateway:
 class Worker:
     """`python -m handler` in a process group of its own, with a pipe that tells it that we live."""
 
-    def __init__(self, folder: Path, endpoint: EndpointProcess | None, name: str, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, endpoint: EndpointProcess | None, name: str, *arguments: str, **variables: str
+    ) -> None:
         self.id = name
         self.log = folder / f"{name}.log"
         env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNPOD_", "IMGEN_"))}
@@ -92,7 +94,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "handler", *arguments],
                 cwd=folder,
-                env=env | {"IMGEN_PARENT_FD": str(watched)},
+                env=env | variables | {"IMGEN_PARENT_FD": str(watched)},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -157,6 +159,11 @@ def worker(folder: Path, endpoint: EndpointProcess) -> Iterator[Worker]:
         until(lambda: endpoint.worker("w-1") or worker.process.poll() is not None, "the worker polls")
         assert worker.process.poll() is None, worker.log.read_text(encoding="utf-8")
         yield worker
+        # A worker that was drained and told to end does so with success, and its pings end too.
+        assert endpoint.desk.post("/workers/w-1/drain").is_success
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(PATIENCE) == 0, worker.log.read_text(encoding="utf-8")
+        until(lambda: not worker.group(), "the pings end")
     finally:
         worker.close()
 
@@ -221,20 +228,6 @@ def test_a_job_that_cannot_be_drawn_fails_with_a_code(endpoint: EndpointProcess,
     assert failure_from_wire(status["output"]["failure"]).code == "unknown_model"
 
 
-def test_a_drained_worker_ends_with_success(folder: Path, endpoint: EndpointProcess) -> None:
-    leaver = Worker(folder, endpoint, "w-leaver")
-    try:
-        until(lambda: endpoint.worker("w-leaver"), "the worker polls")
-        assert httpx.post(
-            f"{endpoint.url}/desk/workers/w-leaver/drain", headers={"Authorization": WORKER_KEY}
-        ).is_success
-        leaver.process.send_signal(signal.SIGTERM)
-        assert leaver.process.wait(PATIENCE) == 0, leaver.log.read_text(encoding="utf-8")
-        until(lambda: not leaver.group(), "the pings end too")
-    finally:
-        leaver.close()
-
-
 def test_when_the_parent_is_gone_nothing_of_the_worker_is_left(folder: Path, endpoint: EndpointProcess) -> None:
     orphan = Worker(folder, endpoint, "w-orphan")
     try:
@@ -246,12 +239,27 @@ def test_when_the_parent_is_gone_nothing_of_the_worker_is_left(folder: Path, end
         orphan.close()
 
 
-def test_the_sdk_s_local_mode_runs_one_job(folder: Path) -> None:
-    given = json.dumps({"input": job_to_wire(job())})
-    local = Worker(folder, None, "local", "--test_input", given)
+def test_the_sdk_s_local_mode_runs_one_job_with_a_model_of_the_hub_s_cache(folder: Path, tiny_folder: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = folder / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit, encoding="utf-8")
+    (folder / "hub.toml").write_text('[models.flat]\nsource = "hub:someone/tiny"\n', encoding="utf-8")
+    local = Worker(
+        folder,
+        None,
+        "local",
+        "--test_input",
+        json.dumps({"input": job_to_wire(job())}),
+        IMGEN_MODELS=str(folder / "hub.toml"),
+        HF_HUB_CACHE=str(folder / "hub"),
+        HF_HUB_OFFLINE="1",
+    )
     try:
         assert local.process.wait(PATIENCE) == 0, local.log.read_text(encoding="utf-8")
-        ready, finished = (e for e in local.events() if e["message"] in {"worker ready", "job finished"})
+        loaded, ready, _, finished = local.events()
+        assert loaded["revision"] == commit[:12]
         assert set(ready["seconds"]) == {"import_sdk", "import_torch", "load"}
         assert (finished["job"], finished["request_id"]) == ("run_1", "req_1")
         assert "JOB_DONE_URL" not in local.log.read_text(encoding="utf-8"), "there is nobody to report to"

@@ -13,6 +13,7 @@ import torch
 from handler.drawing import Order, OutOfMemory, Renderer, Stopped
 from handler.models import Model, ModelsError
 from handler.renderer import DiffusersRenderer
+from tests.worker import tiny
 
 # Diffusers calls numpy and its own libraries in ways that they have announced to change.
 pytestmark = [
@@ -74,6 +75,34 @@ def test_a_drawing_that_is_stopped_at_once_takes_no_step(tiny_renderer: Renderer
 
     with pytest.raises(Stopped):
         tiny_renderer.draw(ORDER, never, lambda: True)
+
+
+def test_stable_diffusion_xl_is_drawn_too(tmp_path: Path) -> None:
+    renderer = DiffusersRenderer.load(Model(name="xl", source=str(tiny.build_xl(tmp_path / "xl"))))
+    first = renderer.draw(ORDER, on, going)
+    assert first.size == (64, 64)
+    assert renderer.sampler == "EulerDiscreteScheduler"
+    assert renderer.draw(ORDER, on, going).tobytes() == first.tobytes()
+
+
+def test_a_sampler_with_more_steps_than_asked_for_tells_them_all(tmp_path: Path) -> None:
+    model = Model(name="xl", source=str(tiny.build_xl(tmp_path / "xl")), sampler="HeunDiscreteScheduler")
+    told: list[tuple[int, int]] = []
+    DiffusersRenderer.load(model).draw(ORDER, lambda step, total: told.append((step, total)), going)
+    assert told == [(step, 7) for step in range(1, 8)]
+
+
+def test_flux_is_drawn_too_and_heeds_no_negative_prompt(tmp_path: Path) -> None:
+    model = Model(name="flux", source=str(tiny.build_flux(tmp_path / "flux")), size_multiple=16)
+    with pytest.raises(ModelsError, match=r"models\.flux\.negative: FluxPipeline heeds no negative prompt"):
+        DiffusersRenderer.load(model)
+    renderer = DiffusersRenderer.load(replace(model, negative=False))
+    told: list[tuple[int, int]] = []
+    order = replace(ORDER, negative=None, width=64, height=48)
+    image = renderer.draw(order, lambda step, total: told.append((step, total)), going)
+    assert image.size == (64, 48)
+    assert told == [(step, 4) for step in range(1, 5)]
+    assert renderer.sampler == "FlowMatchEulerDiscreteScheduler"
 
 
 @pytest.fixture
