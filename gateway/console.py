@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import typer
 
+from compliance.errors import ComplianceError
 from gateway.client import Client, Picture, PictureBlocked, Progress, Ticket
 from gateway.errors import GatewayError
 
@@ -30,7 +31,7 @@ def told() -> Iterator[None]:
         yield
     except PictureBlocked as exc:
         raise fail(f"{exc.message}.", f"Rules: {', '.join(exc.categories)}" if exc.categories else None) from None
-    except GatewayError as exc:
+    except (GatewayError, ComplianceError) as exc:
         raise fail(exc.message, exc.fix) from None
     except OSError as exc:
         raise fail(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)) from None

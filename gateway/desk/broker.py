@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,14 @@ class EndpointSilent(DeskError):
 
     code = "endpoint_silent"
     retryable = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worker:
+    """What the endpoint says of a worker. ``want`` is ``run``, or what should be done before it is replaced."""
+
+    want: str
+    busy: bool
 
 
 class Broker:
@@ -36,14 +45,17 @@ class Broker:
     ) -> None:
         await self._http.aclose()
 
-    async def wants(self) -> dict[str, str]:
-        """What should become of each worker that the endpoint knows: ``run``, ``drain`` or ``kill``."""
+    async def workers(self) -> dict[str, Worker]:
+        """Every worker that the endpoint has heard of, by its id."""
         listed = await self._call("GET", "/desk/workers")
-        return {str(worker["id"]): str(worker["want"]) for worker in listed.json()}
+        return {str(entry["id"]): Worker(want=str(entry["want"]), busy=bool(entry["job"])) for entry in listed.json()}
 
-    async def drain(self, worker: str) -> None:
-        """Give it no more jobs. To be said before it is asked to end, or a job that it takes meanwhile is lost."""
+    async def drain(self, worker: str) -> bool:
+        """Give it no more jobs; whether it still holds one. To be said before it is asked to end: a job that it takes
+        after that is lost."""
         await self._call("POST", f"/desk/workers/{worker}/drain")
+        known = (await self.workers()).get(worker)
+        return known is not None and known.busy
 
     async def gone(self, worker: str) -> None:
         """It and all its processes are dead: what it held goes back to the queue at once."""

@@ -12,6 +12,8 @@ from pathlib import Path
 CAP = 10 * 1024 * 1024
 _REPEAT = 30.0
 _LINE = 64 * 1024
+_WIDE = 400
+_ABOUT = ("reason", "error", "code", "gen_id", "job", "requestId")
 _WORTH_SEEING = {"warning", "warn", "error", "critical", "fatal"}
 _SDK_LINE = re.compile(r"^(WARN|ERROR)\s*\|\s*(?:\S+\s*\|\s*)?(.*)")
 
@@ -21,7 +23,7 @@ class ChildLog:
 
     def __init__(self, name: str, folder: Path, show: Callable[[str], None], *, verbose: bool, cap: int = CAP) -> None:
         self.name = name
-        self.last: deque[str] = deque(maxlen=6)
+        self._last: deque[str] = deque(maxlen=6)
         self.quiet = False
         self._path = folder / f"{name}.log"
         self._show = show
@@ -29,6 +31,7 @@ class ChildLog:
         self._cap = cap
         self._rest = b""
         self._shown: dict[str, float] = {}
+        self._said_before: list[str] = []
 
     def feed(self, data: bytes) -> None:
         """Take a piece of output as it came from the pipe."""
@@ -47,6 +50,14 @@ class ChildLog:
         if self._rest:
             self.feed(b"\n")
 
+    def last_words(self) -> list[str]:
+        """What it said last before it ended; nothing when it is the same as the time before."""
+        words, self._last = list(self._last), deque(maxlen=6)
+        if words == self._said_before:
+            return []
+        self._said_before = words
+        return words
+
     def _keep(self, data: bytes) -> None:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,7 +72,7 @@ class ChildLog:
     def _look(self, line: str) -> None:
         if not line:
             return
-        self.last.append(line)
+        self._last.append(readable(line))
         text = line if self._verbose else notable(line)
         if text and not self.quiet:
             self._once(f"{self.name:<8} {text}")
@@ -76,16 +87,24 @@ class ChildLog:
 
 def notable(line: str) -> str:
     """A warning or error of any of our children as a person reads it; empty for everything else."""
+    level, text = _read(line)
+    return f"{level}: {text}" if level in _WORTH_SEEING else ""
+
+
+def readable(line: str) -> str:
+    """Any line, for a person."""
+    return _read(line)[1]
+
+
+def _read(line: str) -> tuple[str, str]:
+    """Level and text. Our children write JSON, the SDK's first lines and a crashing interpreter do not."""
     if line.startswith("{"):
         try:
             event = json.loads(line)
         except ValueError:
-            return ""
-        level = str(event.get("level", "")).lower()
-        if level not in _WORTH_SEEING:
-            return ""
+            return "", line[:_WIDE]
         text = str(event.get("event") or event.get("message") or "").strip()
-        about = " ".join(f"{key}={event[key]}" for key in ("gen_id", "job", "code", "error") if event.get(key))
-        return f"{level}: {text[:300]} {about}".rstrip()
+        about = "".join(f" {name}={event[name]}" for name in _ABOUT if event.get(name))
+        return str(event.get("level", "")).lower(), (text + about)[:_WIDE]
     found = _SDK_LINE.match(line)
-    return f"{'warning' if found[1] == 'WARN' else 'error'}: {found[2][:300]}" if found else ""
+    return (found[1].lower(), found[2][:_WIDE]) if found else ("", line[:_WIDE])

@@ -21,6 +21,7 @@ from gateway.desk.logs import ChildLog
 _PIPE_CHUNK = 64 * 1024
 _PIPE_BITES = 16
 _FOLLOW_EVERY = 1.0
+_IDLE_GRACE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,12 +253,15 @@ class Desk:
             return
         running.asked = True
         self._logs[name].quiet = True
+        grace = running.child.grace
         if running.child.takes_jobs and self._broker is not None and not self._hurry.is_set():
             with contextlib.suppress(EndpointSilent):
-                await self._broker.drain(running.start.id)
+                if not await self._broker.drain(running.start.id):
+                    # It holds nothing and gets nothing, but its polls may take seconds to come home.
+                    grace = min(grace, _IDLE_GRACE)
         running.send(signal.SIGTERM)
         try:
-            async with asyncio.timeout(0 if self._hurry.is_set() else running.child.grace):
+            async with asyncio.timeout(0 if self._hurry.is_set() else grace):
                 await running.ended.wait()
         except TimeoutError:
             running.kill_group()
@@ -269,13 +273,15 @@ class Desk:
         while self._broker is not None:
             with contextlib.suppress(EndpointSilent):
                 await self._report()
-                wants = await self._broker.wants()
+                known = await self._broker.workers()
                 for name, running in list(self._running.items()):
-                    want = wants.get(running.start.id) if running.child.takes_jobs else None
-                    if want == "kill":
+                    worker = known.get(running.start.id)
+                    if worker is None:
+                        continue
+                    if worker.want == "kill":
                         running.asked = True
                         running.kill_group()
-                    elif want == "drain" and not running.asked:
+                    elif worker.want == "drain" and not running.asked:
                         task = asyncio.create_task(self._end(name))
                         replacing.add(task)
                         task.add_done_callback(replacing.discard)
@@ -297,10 +303,7 @@ class Desk:
                 await self._stopping.wait()
 
     def _last_words(self, child: Child) -> str:
-        log = self._logs[child.name]
-        words = "".join(f"\n    {line[:300]}" for line in log.last)
-        log.last.clear()
-        return f"; its last words:{words}" if words else ""
+        return "".join(f"\n         | {line}" for line in self._logs[child.name].last_words())
 
 
 def stop_on_signals(desk: Desk) -> None:
