@@ -286,7 +286,7 @@ def _failed(wire: Mapping[str, Any]) -> Report:
     try:
         failure = contract.failure_from_wire(wire.get("failure") or {})
     except contract.ContractError:
-        return Report(state="failed", fault=Fault(code="worker_failed"), retryable=False)
+        return Report(state="failed", fault=Fault(code="worker_failed"), retryable=True)
     log.warning("worker failed", code=failure.code, error=failure.message)
     return Report(state="failed", fault=Fault(code=failure.code), retryable=failure.retryable)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,12 +12,9 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fake_runpod import FakeRunPod
-
 from gateway.app import create_app
 from gateway.settings import Settings
+from tests.api.fake_runpod import FakeRunPod
 
 KEY = "imgen_test_key_for_the_default_tenant"
 BASE = "http://gateway.test"

@@ -9,6 +9,8 @@ from PIL import Image
 
 from compliance.verify import verify
 from gateway.app import authority_folder
+from handler import contract
+from tests.api.fake_runpod import paint
 
 pytestmark = pytest.mark.anyio
 
@@ -87,10 +89,6 @@ async def test_the_delivered_file_is_what_meta_says(gateway, wanted, mime, exten
     pixels = Image.open(io.BytesIO((await gateway.http.get(full["url"])).content)).convert("RGB")
     assert pixels.size == (1024, 1024)
     if lossless:
-        from fake_runpod import paint
-
-        from handler import contract
-
         order = contract.job_from_wire(gateway.runpod.submitted[-1]["input"])
         assert pixels.tobytes() == Image.open(io.BytesIO(paint(order, 0))).convert("RGB").tobytes()
 

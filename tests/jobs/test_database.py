@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy.dialects.sqlite import dialect
 
@@ -16,6 +18,7 @@ from gateway.jobs import store
 from gateway.jobs.database import Database, parse_url
 from gateway.jobs.migrations import migrate
 from gateway.jobs.store import SqlJobs
+from tests.jobs.conftest import POSTGRES, needs_postgres
 from tests.jobs.samples import job
 
 pytestmark = pytest.mark.anyio
@@ -115,3 +118,32 @@ def test_no_statement_walks_through_the_whole_table(sqlite_template: Path, name:
     steps = [row[3] for row in plan]
     assert any(step.startswith("SEARCH jobs USING") for step in steps), steps
     assert not any(step.startswith("SCAN") for step in steps), steps
+
+
+async def test_a_task_that_is_cancelled_in_mid_statement_leaves_the_store_usable(jobs: SqlJobs) -> None:
+    new = job()
+    await jobs.add(new, lease="mine", until=0.0)
+    for pause in range(8):
+        tasks: list[asyncio.Task[object]] = [
+            asyncio.create_task(jobs.renew(new.gen_id, lease="mine", until=float(n))) for n in range(4)
+        ]
+        tasks += [asyncio.create_task(jobs.page("default", limit=9, before=None)) for _ in range(4)]
+        await asyncio.sleep(pause / 5000)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert await jobs.get(new.gen_id) == new
+    assert await jobs.save(new, lease="mine", release=True)
+
+
+@needs_postgres
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_a_connection_that_died_in_the_pool_is_replaced(url: str, jobs: SqlJobs) -> None:
+    new = job()
+    await jobs.add(new, lease="mine", until=0.0)
+    with psycopg.connect(POSTGRES, autocommit=True) as server:
+        killed = server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [url.rpartition("/")[2]]
+        )
+        assert killed.rowcount >= 1
+    assert await jobs.get(new.gen_id) == new

@@ -23,8 +23,10 @@ class Server:
     statuses: list[int] = field(default_factory=list)
     url: str = ""
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
 
     async def put(self, request: web.Request) -> web.Response:
+        self.addresses.append(request.raw_path)
         self.requests.append((dict(request.headers), await request.read()))
         status = self.statuses.pop(0) if self.statuses else 200
         return web.Response(status=status, headers={"Location": "/elsewhere"} if status == 302 else {})
@@ -70,16 +72,22 @@ async def test_a_signed_content_type_replaces_ours_however_it_is_spelt(
     assert [v for k, v in headers.items() if k.lower() == "content-type"] == ["application/x-raw"]
 
 
+async def test_a_signed_address_is_sent_as_it_came(server: Server, session: aiohttp.ClientSession) -> None:
+    path = "/raw/a%2Fb%20c/%C3%A4.png?X-Amz-Credential=k%2F20261120%2Feu&X-Amz-Signature=a%3d+b~"
+    await put_picture(session, Upload(url=server.url.partition("/raw")[0] + path), b"picture")
+    assert server.addresses == [path]
+
+
 async def test_a_gateway_that_is_restarting_is_waited_for(server: Server, session: aiohttp.ClientSession) -> None:
     server.statuses = [503, 503]
     await put_picture(session, Upload(url=server.url), b"picture")
     assert [body for _, body in server.requests] == [b"picture"] * 3
 
 
-async def test_too_many_requests_is_waited_for(server: Server, session: aiohttp.ClientSession) -> None:
-    server.statuses = [429]
+async def test_an_answer_that_passes_is_waited_for(server: Server, session: aiohttp.ClientSession) -> None:
+    server.statuses = [429, 408]
     await put_picture(session, Upload(url=server.url), b"picture")
-    assert len(server.requests) == 2
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [302, 400, 403, 404, 409, 413])

@@ -1,0 +1,140 @@
+"""What a newcomer does first, on the real stack: generate, fetch, verify; the reference's own clients unchanged."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compliance.verify import verify
+from tests.e2e.stack import KEY
+
+REFERENCE = Path(__file__).parent / "reference"
+SIZES = [(1024, 1024), (1344, 768), (768, 1344), (1216, 832), (832, 1216), (1152, 896), (896, 1152)]
+
+
+def fetch(stack, meta, kind="signed"):
+    url = next(image["url"] for image in meta["images"] if image["type"] == kind)
+    answer = stack.http.get(url)
+    assert answer.status_code == 200
+    return answer.content
+
+
+def test_one_post_gives_a_reviewed_and_signed_picture(stack):
+    job = stack.call("generate", prompt="@aya on a hill, -fog", seed=1)
+    meta = stack.ended(job["id"])["meta"]
+    data = fetch(stack, meta)
+    report = verify(data, (stack.data / "signing" / "anchors.pem").read_bytes())
+    assert report.state == "trusted"
+    assert Image.open(io.BytesIO(data)).size == (1344, 768)
+    assert meta["model_family"] == "sd15" and meta["steps"] > 0
+    assert {"queued", "drawing", "finishing", "total", "worker_render"} <= meta["timings"].keys() | {"worker_render"}
+
+
+def test_the_prompt_decides_the_picture(stack):
+    """Night is dark and noon is bright, whatever the seed: the model obeys, end to end."""
+    light = {}
+    for time in ("noon", "night"):
+        job = stack.call("generate", prompt=f"a house on a hill at {time}", seed=11, format="png")
+        pixels = Image.open(io.BytesIO(fetch(stack, stack.ended(job["id"])["meta"]))).convert("L")
+        light[time] = float(np.asarray(pixels).mean())
+    assert light["night"] + 40 < light["noon"]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_every_size_is_drawn(stack, size):
+    job = stack.call("generate", prompt="a red house on a hill", width=size[0], height=size[1], seed=2)
+    assert Image.open(io.BytesIO(fetch(stack, stack.ended(job["id"])["meta"]))).size == size
+
+
+def test_progress_is_seen_while_it_draws(stack):
+    job = stack.call("generate", prompt="a boat at sunset", steps=50)
+    seen = []
+    while (status := stack.call("status", id=job["id"]))["status"] in {"IN_QUEUE", "IN_PROGRESS"}:
+        seen.append(status.get("progress", {}).get("step", 0))
+    assert status["status"] == "COMPLETED"
+    assert seen == sorted(seen)
+
+
+def test_cancel_stops_the_drawing_and_the_next_job_is_drawn(stack):
+    long = stack.call("generate", prompt="a boat", steps=50)
+    stack.call("cancel", id=long["id"])
+    assert stack.call("status", id=long["id"])["status"] == "CANCELLED"
+    after = stack.call("generate", prompt="a boat")
+    assert stack.ended(after["id"])["status"] == "COMPLETED"
+
+
+def reference(name, stack):
+    """The printed client with our host and key; its prompt is replaced by one that is fit for everybody's eyes."""
+    code = (REFERENCE / name).read_text(encoding="utf-8")
+    host = "https://imgen.api.efficientstack.com"
+    assert host in code and "@aya black lingerie, warm lighting" in code
+    return code.replace(host, stack.url).replace("@aya black lingerie, warm lighting", "@aya on a hill, warm lighting")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        pytest.param("client.py.txt", [sys.executable], id="python"),
+        pytest.param(
+            "client.mjs.txt",
+            ["node"],
+            id="javascript",
+            marks=pytest.mark.skipif(shutil.which("node") is None, reason="node is not on this machine"),
+        ),
+    ],
+)
+def test_the_printed_client_runs_unchanged(stack, tmp_path, name, command):
+    script = tmp_path / name.removesuffix(".txt")
+    script.write_text(reference(name, stack), encoding="utf-8")
+    environ = {**os.environ, "IMGEN_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [*command, str(script)], env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("(generated)")
+    assert stack.http.get(done.stdout.split()[0]).status_code == 200
+
+
+def test_the_command_line_draws_and_verifies(stack, tmp_path):
+    picture = tmp_path / "x.webp"
+
+    def imgen(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "gateway", *arguments],
+            env={**os.environ, "IMGEN_API_KEY": KEY, "IMGEN_DATA": str(stack.data)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    drawn = imgen("generate", "a lighthouse at sunset", "-o", str(picture), "--url", stack.url)
+    assert drawn.returncode == 0, drawn.stderr
+    assert Image.open(picture).format == "WEBP"
+    assert imgen("verify", str(picture)).returncode == 0
+    picture.write_bytes(picture.read_bytes()[:-400] + b"\x00" * 400)
+    assert imgen("verify", str(picture)).returncode == 1
+    assert imgen("generate", "@nobody", "-o", str(picture), "--url", stack.url).returncode == 1
+
+
+def test_what_is_secret_is_the_owners_alone(stack):
+    for path in [stack.data / "secret", *(stack.data / "signing").glob("*.pem")]:
+        if path.name != "anchors.pem":
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_the_request_id_follows_the_job_into_the_worker(stack):
+    answer = stack.http.post(
+        "/api/v2",
+        json={"action": "generate", "prompt": "a tree"},
+        headers={"X-Request-ID": "trace-e2e-12345"},
+    ).json()
+    stack.ended(answer["id"])
+    assert "trace-e2e-12345" in (stack.data / "log" / "worker.log").read_text(encoding="utf-8")
+    assert "trace-e2e-12345" in (stack.data / "log" / "gateway.log").read_text(encoding="utf-8")
