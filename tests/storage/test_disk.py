@@ -75,6 +75,16 @@ async def test_purge_leaves_what_is_to_be_kept(storage: DiskStorage, root: Path)
     assert files(root) == ["master/job1/0.png", "raw/job10/0/0.png"]
 
 
+async def test_a_single_file_can_be_purged(storage: DiskStorage, root: Path) -> None:
+    for key in ("master/job1/0.png", "master/job1/1.png"):
+        await storage.keep(key, b"pixels")
+    await storage.purge("master/job1/0.png", keep=frozenset({"master/job1/0.png"}))
+    assert files(root) == ["master/job1/0.png", "master/job1/1.png"]
+    await storage.purge("master/job1/0.png")
+    assert files(root) == ["master/job1/1.png"]
+    await storage.purge("master/job1/0.png")
+
+
 @pytest.mark.parametrize("prefix", ["", "/", "raw", "raw/", ".", "raw/..", "../raw/job1"])
 async def test_purge_never_means_everything(storage: DiskStorage, root: Path, prefix: str) -> None:
     await storage.keep("raw/job1/0.png", b"pixels")
