@@ -10,12 +10,15 @@ from collections.abc import Callable
 
 import aiohttp
 from multidict import CIMultiDict
+from yarl import URL
 
 from handler.contract import Upload
 
 PATIENCE = 60.0
-"""Seconds during which an address that does not answer, or answers 429 or 5xx, is tried again."""
+"""Seconds during which an address that does not answer, or answers 408, 429 or 5xx, is tried again."""
 
+#: Besides 5xx: request time-out, and too many requests.
+_PASSING = frozenset({408, 429})
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0
 _ONE_TRY = aiohttp.ClientTimeout(total=60, sock_connect=10)
 
@@ -43,22 +46,24 @@ async def put_picture(
     pause = _FIRST_PAUSE
     while True:
         try:
+            # A signed address is sent as it came: left to itself aiohttp writes some characters in another way.
+            url = URL(upload.url, encoded=True)
             # From a file object aiohttp sends in pieces, with a Content-Length; an address that was signed for
             # one place must not be followed to another.
             async with session.put(
-                upload.url, data=io.BytesIO(png), headers=headers, timeout=_ONE_TRY, allow_redirects=False
+                url, data=io.BytesIO(png), headers=headers, timeout=_ONE_TRY, allow_redirects=False
             ) as response:
                 status = response.status
             if 200 <= status < 300:
                 return
             fault = f"the upload address answered {status}"
-            if status != 429 and status < 500:
+            if status < 500 and status not in _PASSING:
                 raise UploadFailed(f"{fault}; the order needs a new upload address", retryable=True)
-        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-            raise UploadFailed("the upload address is no URL", retryable=False) from None
+        except (ValueError, aiohttp.NonHttpUrlClientError):
+            raise UploadFailed("the upload address or one of its headers is malformed", retryable=False) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as exc:
             fault = f"the upload address can't be reached ({type(exc).__name__})"
-        # Full jitter: workers that lost the same gateway must not come back in step.
+        # Jitter: workers that lost the same gateway must not come back in step.
         wait = random.uniform(pause / 2, pause)
         if clock() + wait > give_up:
             raise UploadFailed(f"{fault} for {patience:.0f} s", retryable=True)

@@ -119,8 +119,14 @@ async def test_an_address_where_nobody_listens_is_tried_until_patience_ends(sess
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["", "nowhere", "file:///etc/passwd", "http://"])
+@pytest.mark.parametrize("url", ["", "nowhere", "file:///etc/passwd", "http://", "http://[::1", "http://a:b/"])
 async def test_what_is_no_address_is_refused_at_once(session: aiohttp.ClientSession, url: str) -> None:
-    with pytest.raises(UploadFailed, match="no URL") as caught:
+    with pytest.raises(UploadFailed, match="malformed") as caught:
         await put_picture(session, Upload(url=url), b"picture")
     assert not caught.value.retryable
+
+
+async def test_a_header_that_would_be_two_is_refused(server: Server, session: aiohttp.ClientSession) -> None:
+    with pytest.raises(UploadFailed, match="malformed"):
+        await put_picture(session, Upload(url=server.url, headers={"x-a": "1\r\nx-b: 2"}), b"picture")
+    assert server.requests == []
