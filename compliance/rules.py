@@ -205,8 +205,8 @@ def _load(path: Path) -> _Rulebook:
     """Reads one file. Every mistake in it is a BadRules that names the file."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        terms = {name: _strings(phrases, f"terms.{name}") for name, phrases in data.get("terms", {}).items()}
-        harmless = _strings(data.get("harmless", {}).get("phrases", []), "harmless.phrases")
+        terms = {name: _phrases_of(phrases, f"terms.{name}") for name, phrases in data.get("terms", {}).items()}
+        harmless = _phrases_of(data.get("harmless", {}).get("phrases", []), "harmless.phrases")
         numbers = {
             text.spelling(word): sort
             for sort, key in ((AGE, "age"), (GROWN, "grown"))
@@ -242,7 +242,17 @@ def _rule(entry: Mapping[str, Any], categories: Mapping[str, Any], terms: Mappin
         refuse=bool(category.get("refuse_prompt", False)),
         releasable=bool(category.get("releasable", True)),
     )
-    return _Rule(violation=violation, within=entry.get("within"), **groups)
+    within = entry.get("within")
+    if not (within is None or isinstance(within, int)):
+        raise ValueError(f"rule {name!r}: within must be a number of words")
+    return _Rule(violation=violation, within=within, **groups)
+
+
+def _phrases_of(value: Any, where: str) -> list[str]:
+    phrases = _strings(value, where)
+    if bad := [phrase for phrase in phrases if not all(text.spelling(word) for word in phrase.split())]:
+        raise ValueError(f"{where}: every word needs letters, unlike in {bad[0]!r}")
+    return phrases
 
 
 def _strings(value: Any, where: str) -> list[str]:

@@ -16,7 +16,7 @@ from cryptography.x509 import verification
 
 from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
 from compliance.picture import Marked
-from tests.compliance.samples import FORMATS, provenance, scene, signed, tampered
+from tests.compliance.samples import FORMATS, Authority, provenance, scene, signed, tampered
 
 FOLDER = Path(__file__).with_name("c2pa_ts")
 INSTALLED = FOLDER / "node_modules" / ".package-lock.json"
@@ -80,34 +80,23 @@ def test_it_refuses_an_unsigned_picture(second_reader, tmp_path):
     assert not answer["valid"]
 
 
+def chain_to(roots, credentials):
+    """The chain that X.509 path validation finds from the leaf to one of the roots."""
+    leaf, *intermediates = x509.load_pem_x509_certificates(credentials.chain_pem)
+    # The defaults for leaves are those of web servers and ask for a host name.
+    policies = {
+        "ca_policy": verification.ExtensionPolicy.webpki_defaults_ca(),
+        "ee_policy": verification.ExtensionPolicy.permit_all(),
+    }
+    builder = verification.PolicyBuilder().store(verification.Store(roots)).extension_policies(**policies)
+    return builder.build_client_verifier().verify(leaf, intermediates).chain
+
+
 def test_the_certificate_chain_holds_for_a_third_library(credentials):
-    leaf, *intermediates = x509.load_pem_x509_certificates(credentials.chain_pem)
     roots = x509.load_pem_x509_certificates(credentials.anchors_pem)
-    verifier = (
-        verification.PolicyBuilder()
-        .store(verification.Store(roots))
-        .extension_policies(
-            ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(),
-            ee_policy=verification.ExtensionPolicy.permit_all(),
-        )
-        .build_client_verifier()
-    )
-    assert verifier.verify(leaf, intermediates).chain == [leaf, *intermediates, *roots]
+    assert chain_to(roots, credentials) == [*x509.load_pem_x509_certificates(credentials.chain_pem), *roots]
 
 
-def test_the_third_library_refuses_a_stranger(credentials, tmp_path):
-    from compliance.authority import load_or_create
-
-    leaf, *intermediates = x509.load_pem_x509_certificates(credentials.chain_pem)
-    other = x509.load_pem_x509_certificates(load_or_create(tmp_path / "other").anchors_pem)
-    verifier = (
-        verification.PolicyBuilder()
-        .store(verification.Store(other))
-        .extension_policies(
-            ca_policy=verification.ExtensionPolicy.webpki_defaults_ca(),
-            ee_policy=verification.ExtensionPolicy.permit_all(),
-        )
-        .build_client_verifier()
-    )
+def test_the_third_library_refuses_the_root_of_a_stranger(credentials):
     with pytest.raises(verification.VerificationError):
-        verifier.verify(leaf, intermediates)
+        chain_to(x509.load_pem_x509_certificates(Authority().root), credentials)

@@ -6,14 +6,14 @@ from itertools import product
 
 import c2pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from compliance.authority import load_or_create
 from compliance.errors import BadCredentials
 from compliance.verify import verify
-from tests.compliance.samples import FORMATS, bytes_of, scene, signed, tampered
+from tests.compliance.samples import FORMATS, bytes_of, pixels_of, scene, signed, tampered
 
 
 @pytest.mark.parametrize(("format", "lossless"), [*product(FORMATS, [False, True])])
@@ -94,20 +94,25 @@ def originals(signer):
     return [signed(signer, format, scene(24, 16)).data for format in FORMATS]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def shown(data):
+    """The pixels as bytes, or None for a file that no viewer opens."""
+    try:
+        return pixels_of(data).tobytes()
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+@settings(max_examples=400, deadline=None)
 @given(data=st.data())
-def test_no_bytes_raise_and_no_change_reads_as_trusted(originals, credentials, data):
+def test_no_bytes_raise_and_no_change_of_pixels_or_claims_reads_as_trusted(originals, credentials, data):
+    """Padding in the manifest and lengths in the container are not hashed, so a change there may go unseen."""
     original = data.draw(st.sampled_from(originals))
     at = data.draw(st.integers(0, len(original) - 1))
-    length = data.draw(st.integers(0, 40))
-    changed = original[:at] + data.draw(st.binary(max_size=40)) + original[at + length :]
+    changed = original[:at] + data.draw(st.binary(max_size=40)) + original[at + data.draw(st.integers(0, 40)) :]
     report = verify(changed, credentials.anchors_pem)
-    assert changed == original or report.state != "trusted" or _only_framing(original, changed, report)
-
-
-def _only_framing(original, changed, report):
-    """The manifest's padding and the container's own length fields are outside the hash."""
-    return report.claims is not None and len(changed) == len(original)
+    if report.state == "trusted":
+        assert report == verify(original, credentials.anchors_pem)
+        assert shown(changed) in (None, shown(original))
 
 
 def test_a_manifest_elsewhere_is_never_fetched(credentials):
