@@ -244,7 +244,12 @@ def _progress(wire: Mapping[str, Any]) -> Report:
         progress = contract.progress_from_wire(wire)
     except (contract.ContractError, TypeError, ValueError):
         return Report(state="running")
-    return Report(state="running", step=progress.step, total_steps=progress.total_steps)
+    return Report(state="running", step=_bounded(progress.step), total_steps=_bounded(progress.total_steps))
+
+
+def _bounded(steps: int) -> int:
+    """A number of steps that every database can hold, whatever a worker says."""
+    return min(max(steps, 0), 1_000_000)
 
 
 def _completed(wire: Mapping[str, Any]) -> Report:
@@ -270,7 +275,7 @@ def _completed(wire: Mapping[str, Any]) -> Report:
         state="completed",
         drawn=Drawn(
             pictures=pictures,
-            steps=result.steps,
+            steps=_bounded(result.steps),
             guidance=result.guidance,
             sampler=result.sampler,
             family=result.family,

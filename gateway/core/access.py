@@ -31,7 +31,8 @@ def new_key(secret: str, *, name: str, tenant: str, now: float, tier: str, scope
         id=f"key_{secrets.token_hex(6)}",
         tenant=tenant,
         name=name,
-        prefix=secret[:10],
+        # Enough to recognise it by, and never most of a short one.
+        prefix=secret[: min(10, len(secret) // 3)],
         tier=tier,
         scopes=scopes,
         created_at=now,
