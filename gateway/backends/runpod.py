@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 #: RunPod's documented limits of a request's policy, in milliseconds.
 _EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
 _TTL_MS = (10_000, 7 * 86_400_000)
-_MAX_BODY = 10 * 1024 * 1024
+_MAX_BODY = 10_000_000
 _TIMEOUT = httpx.Timeout(connect=3, read=10, write=10, pool=10)
 _LIMITS = httpx.Limits(max_connections=512, max_keepalive_connections=128, keepalive_expiry=30)
 
