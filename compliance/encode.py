@@ -81,9 +81,10 @@ def encode(marked: Marked, options: EncodeOptions) -> Encoded:
 
 def thumbnail(marked: Marked, edge: int = 320) -> Marked:
     """A copy whose longer edge has at most `edge` pixels, marks included. Encode it with THUMBNAIL_OPTIONS."""
-    small = marked.pixels.copy()
-    small.thumbnail((edge, edge), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    resized = Edit(action="c2pa.resized", description=f"Thumbnail of {small.width}x{small.height} pixels")
+    scale = min(1.0, edge / max(marked.pixels.size))
+    width, height = (max(1, round(side * scale)) for side in marked.pixels.size)
+    small = marked.pixels.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    resized = Edit(action="c2pa.resized", description=f"Thumbnail of {width}x{height} pixels")
     return Marked(pixels=small, edits=(*marked.edits, resized))
 
 

@@ -165,8 +165,8 @@ def _pixels(data: bytes, mime: Mime, max_pixels: int) -> Image.Image:
                 raise PictureRefused("The picture is animated.")
             if image.mode not in _MODES:
                 raise PictureRefused(f"The picture has mode {image.mode}; 8 bits per channel are taken.")
-            image.load()
-            return _plain_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _plain_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise PictureRefused(f"The picture is too large: {exc}.") from exc
     except _DAMAGE as exc:
@@ -174,9 +174,10 @@ def _pixels(data: bytes, mime: Mime, max_pixels: int) -> Image.Image:
 
 
 def _plain_rgb(image: Image.Image) -> Image.Image:
-    if image.mode != "RGB" and image.has_transparency_data:
+    """A copy with nothing but pixels; transparency over white."""
+    if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    rgb = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    rgb = image.copy() if image.mode == "RGB" else image.convert("RGB")
     rgb.info = {}
     return rgb
 
