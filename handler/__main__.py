@@ -36,6 +36,7 @@ from types import ModuleType
 from handler import parent
 from handler.log import fields, log, start_logging
 from handler.models import ModelsError, read_models
+from handler.pace import Pace
 from handler.settings import Settings, SettingsError
 
 
@@ -84,7 +85,7 @@ def main() -> int:
             },
         ),
     )
-    runpod.serverless.start({"handler": worker.handle})
+    runpod.serverless.start({"handler": worker.handle, "concurrency_modifier": Pace()})
     return 0
 
 

@@ -228,6 +228,20 @@ def test_a_job_that_cannot_be_drawn_fails_with_a_code(endpoint: EndpointProcess,
     assert failure_from_wire(status["output"]["failure"]).code == "unknown_model"
 
 
+def test_an_endpoint_that_is_away_is_waited_for_in_peace(endpoint: EndpointProcess, worker: Worker) -> None:
+    def complaints() -> int:
+        return worker.log.read_text(encoding="utf-8").count("Failed to get job")
+
+    endpoint.kill()
+    begun = time.monotonic()
+    before = complaints()
+    until(lambda: complaints() > before + 6, "the worker misses its endpoint")
+    # Left to itself the SDK complains thousands of times a second.
+    assert time.monotonic() - begun > 0.3
+    endpoint.start()
+    assert ended(endpoint, run(endpoint))["status"] == "COMPLETED"
+
+
 def test_when_the_parent_is_gone_nothing_of_the_worker_is_left(folder: Path, endpoint: EndpointProcess) -> None:
     orphan = Worker(folder, endpoint, "w-orphan")
     try:
