@@ -30,10 +30,11 @@ from compliance.sign import Signer
 from gateway import __version__
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
+from gateway.core.advance import Advancer, Policy
 from gateway.core.catalog import load
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
-from gateway.core.service import GenerationService, Policy
+from gateway.core.service import GenerationService
 from gateway.dialects.base import Dialect, Json
 from gateway.dialects.imgen import ImgenDialect
 from gateway.errors import (
@@ -95,16 +96,27 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
         threads=settings.finish_threads,
         now=time.time,
     )
+    jobs = SqlJobs(database)
+    policy = Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__})
+    advancer = Advancer(
+        jobs=jobs,
+        backend=backend,
+        storage=storage,
+        finisher=finisher,
+        policy=policy,
+        now=time.time,
+        webhook=backend.webhook,
+    )
     service = GenerationService(
-        jobs=SqlJobs(database),
+        jobs=jobs,
         backend=backend,
         storage=storage,
         catalog=catalog,
         gate=gate,
         finisher=finisher,
-        policy=Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__}),
+        advancer=advancer,
+        policy=policy,
         now=time.time,
-        webhook=backend.webhook,
     )
     dialects: list[Dialect] = [
         ImgenDialect(
@@ -126,7 +138,7 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
             await finisher.open()
             if settings.api_key:
                 await register(keys, settings.api_key)
-            await stack.enter_async_context(service.running())
+            await stack.enter_async_context(advancer.running())
             log.info("gateway open", url=settings.base_url(), database=settings.database().partition(":")[0])
             yield
         log.info("gateway closed")
@@ -142,7 +154,7 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         *(route for dialect in dialects for route in dialect.routes()),
-        *backend.routes(service.hint),
+        *backend.routes(advancer.hint),
         *storage.routes(),
     ]
     middleware = [Middleware(RequestId)]

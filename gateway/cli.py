@@ -78,24 +78,26 @@ async def _up(settings: Settings, *, verbose: bool) -> int:
     import time
 
     from gateway.console import say
-    from gateway.desk.keys import key_file
+    from gateway.desk.keys import key_file, read_key
     from gateway.desk.stack import Stack, open_stack
+    from gateway.settings import Settings
 
     async def announce(stack: Stack) -> None:
         if await stack.ready(say):
             typer.echo(f"ready    {stack.url}  after {time.monotonic() - began:.1f} s")
-            if not told_key:
-                typer.echo(f"         keys: imgen keys list; imgen keys create --data {settings.data}")
+            typer.echo(f'         try: imgen generate "@aya on a hill, -fog" -o aya.jpg{elsewhere}')
 
     began = time.monotonic()
+    elsewhere = "" if settings.data == Settings.from_environ({}).data else f" --data {settings.data}"
     if settings.backend_url:
         say("IMGEN_BACKEND_URL is not used here: imgen up brings its own endpoint, imgen serve uses yours.")
     async with open_stack(settings, os.environ, say=say, verbose=verbose) as stack:
         typer.echo(f"imgen    {stack.url}  (data and logs in {settings.data}; Ctrl-C stops)")
-        told_key = stack.new_key
-        if told_key:
-            typer.echo(f"API key  {told_key}")
+        if stack.new_key:
+            typer.echo(f"API key  {stack.new_key}")
             typer.echo(f"         shown this once; imgen generate finds it in {key_file(settings.data)}")
+        elif not (settings.api_key or read_key(settings.data)):
+            typer.echo(f"API key  those of the former starts; a new one: imgen keys create{elsewhere}")
         announcing = asyncio.create_task(announce(stack))
         await stack.desk.stop_wanted()
         say("stopping; press Ctrl-C again to stop at once")

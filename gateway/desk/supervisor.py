@@ -22,6 +22,7 @@ _PIPE_CHUNK = 64 * 1024
 _PIPE_BITES = 16
 _FOLLOW_EVERY = 1.0
 _IDLE_GRACE = 0.5
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,8 +165,8 @@ class Desk:
             try:
                 running = self._start(child)
             except OSError as exc:
+                code, asked = 0, False
                 how = f"{child.name} cannot be started: {exc.strerror}"
-                asked = False
             else:
                 code = await asyncio.to_thread(running.process.wait)
                 await self._bury(running)
@@ -177,7 +178,7 @@ class Desk:
                 delay = None
                 continue
             delay = self._backoff.after(delay, time.monotonic() - began)
-            self._say(f"{how}; starting it again in {delay:g} s{self._last_words(child)}")
+            self._say(f"{how}; starting it again in {delay:g} s{self._last_words(child, code)}")
             await self._pause(delay)
 
     async def _needs_are_met(self, child: Child) -> bool:
@@ -302,8 +303,10 @@ class Desk:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    def _last_words(self, child: Child) -> str:
-        return "".join(f"\n         | {line}" for line in self._logs[child.name].last_words())
+    def _last_words(self, child: Child, code: int) -> str:
+        """Why a child ended, as far as it says so itself; a killed one did not see it coming."""
+        words = self._logs[child.name].last_words()
+        return "" if code in _KILLED else "".join(f"\n         | {line}" for line in words)
 
 
 def stop_on_signals(desk: Desk) -> None:

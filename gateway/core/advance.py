@@ -1,0 +1,348 @@
+"""What moves a job forward: hand over, poll, finish. Idempotent; any replica may do any step, one at a time.
+
+`advance` is the only way forward. It works under a lease, and its writes are fenced by that lease, so that a replica
+which lost it changes nothing. It is called by whoever learns something first: the backend's webhook, or the sweeper,
+which looks at every open job whether or not a client ever asks again.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import anyio
+import anyio.abc
+import structlog
+
+from gateway.core.finishing import DrawAgain, Finisher, raw_key, raw_prefix
+from gateway.core.images import Fault, Job, RenderOrder, Report, State
+from gateway.core.ports import Backend, Jobs, Storage
+from gateway.errors import BackendRefused, BackendUnavailable, GatewayError, Unavailable
+
+log = structlog.get_logger(__name__)
+
+#: How often a job is handed to the backend, and how often a step may fail in a way that nobody foresaw.
+MAX_ATTEMPTS = 2
+MAX_STUMBLES = 12
+#: Jobs that one replica moves at the same time.
+AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """Times in seconds; see the settings of the same names."""
+
+    execution_timeout: float = 300
+    job_ttl: float = 330
+    url_ttl: float = 3600
+    upload_ttl: float = 3600
+    lease: float = 15
+    sweep_interval: float = 1
+    poll_interval: float = 2
+    finish_deadline: float = 180
+
+
+class Advancer:
+    """Moves jobs to their end. Open it with `running` before use."""
+
+    def __init__(
+        self,
+        *,
+        jobs: Jobs,
+        backend: Backend,
+        storage: Storage,
+        finisher: Finisher,
+        policy: Policy,
+        now: Callable[[], float],
+        webhook: Callable[[str, int], str | None] = lambda gen_id, attempt: None,
+    ) -> None:
+        self._jobs = jobs
+        self._backend = backend
+        self._storage = storage
+        self._finisher = finisher
+        self._policy = policy
+        self._now = now
+        self._webhook = webhook
+        self._tasks: anyio.abc.TaskGroup | None = None
+        #: The jobs in hand, and whether somebody asked for one again meanwhile.
+        self._advancing: dict[str, bool] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Sweep and advance in the background while the block runs. What is in hand at the end is left to its lease."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            tasks.start_soon(self._sweep_for_ever)
+            try:
+                yield
+            finally:
+                self._tasks = None
+                tasks.cancel_scope.cancel()
+
+    async def hint(self, gen_id: str, attempt: int, backend_id: str) -> None:
+        """Somebody says that the backend is done with an attempt. Only a hint: the backend itself is asked."""
+        job = await self._jobs.get(gen_id)
+        if job is None or not job.open or job.attempt != attempt:
+            return
+        if job.backend_id is None:
+            await self._jobs.adopt(gen_id, backend_id)
+        self._nudge(gen_id)
+
+    async def advance(self, gen_id: str) -> None:
+        """Move a job as far as it goes now. Does nothing when it has ended or when somebody else is at it."""
+        lease = secrets.token_hex(16)
+        now = self._now()
+        job = await self._jobs.claim(gen_id, lease=lease, now=now, until=now + self._policy.lease)
+        if job is None:
+            return
+        with structlog.contextvars.bound_contextvars(request_id=job.request_id):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keep_lease, gen_id, lease, tasks.cancel_scope)
+                try:
+                    await self._step(job, lease)
+                except Unavailable as exc:
+                    log.warning("advance failed", job=gen_id, code=exc.code, error=exc.message)
+                    await self._stumble(gen_id, lease)
+                except Exception:
+                    log.exception("advance failed", job=gen_id)
+                    await self._stumble(gen_id, lease)
+                tasks.cancel_scope.cancel()
+
+    async def _step(self, job: Job, lease: str) -> None:
+        if job.state is State.FINISHING:
+            await self._finish(job, lease)
+        elif job.backend_id is None:
+            await self._hand_over_again(job, lease)
+        else:
+            await self._poll(job, lease)
+
+    async def hand_over(self, job: Job, lease: str) -> Job:
+        expires_at = self._now() + self._policy.upload_ttl
+        order = RenderOrder(
+            gen_id=job.gen_id,
+            request_id=job.request_id,
+            drawing=job.drawing,
+            slots=tuple(
+                self._storage.slot(raw_key(job, index), expires_at=expires_at) for index in range(job.drawing.n)
+            ),
+            webhook=self._webhook(job.gen_id, job.attempt),
+            execution_timeout=self._policy.execution_timeout,
+            ttl=max(job.deadline_at - self._now(), 10),
+            deadline_at=job.deadline_at,
+        )
+        backend_id = await self._backend.submit(order)
+        submitted = replace(job, backend_id=backend_id, tries=0, next_at=self._now() + self._policy.poll_interval)
+        log.info("job submitted", job=job.gen_id, backend_id=backend_id, attempt=job.attempt)
+        if not await self._jobs.save(submitted, lease=lease, release=True):
+            # Cancelled, or taken over, while the backend answered: what we started must not draw.
+            await self.withdraw(submitted)
+        return submitted
+
+    async def _hand_over_again(self, job: Job, lease: str) -> None:
+        """The outbox rule: a row that never got a backend id is handed over by whoever finds it."""
+        if self._now() >= job.deadline_at:
+            await self.end(job, lease, State.TIMED_OUT, Fault(code="deadline"))
+            return
+        try:
+            await self.hand_over(job, lease)
+        except BackendUnavailable:
+            await self._later(job, lease)
+        except BackendRefused as exc:
+            await self.end(job, lease, State.FAILED, Fault(code=exc.code))
+
+    async def _poll(self, job: Job, lease: str) -> None:
+        assert job.backend_id is not None
+        try:
+            report = await self._backend.poll(job.backend_id)
+        except BackendUnavailable:
+            if self._now() >= job.deadline_at + self._policy.execution_timeout:
+                await self.end(job, lease, State.TIMED_OUT, Fault(code="backend_unavailable"))
+            else:
+                await self._later(job, lease)
+            return
+        await self._take(job, lease, report)
+
+    async def _take(self, job: Job, lease: str, report: Report) -> None:
+        now = self._now()
+        match report.state:
+            case "completed" if report.drawn is not None:
+                await self._drawn(job, lease, report)
+            case "queued" | "running":
+                started = job.started_at or (now if report.state == "running" else None)
+                open_job = replace(
+                    job,
+                    state=State.RUNNING if report.state == "running" else State.QUEUED,
+                    started_at=started,
+                    step=max(job.step, report.step),
+                    total_steps=report.total_steps or job.total_steps,
+                    tries=0,
+                    next_at=now + self._policy.poll_interval,
+                )
+                if now >= job.deadline_at + self._policy.execution_timeout:
+                    await self.end(open_job, lease, State.TIMED_OUT, Fault(code="deadline"))
+                    await self.withdraw(open_job)
+                else:
+                    await self._jobs.save(open_job, lease=lease, release=True)
+            case "timed_out":
+                await self.end(job, lease, State.TIMED_OUT, Fault(code="execution_timeout"))
+            case "cancelled":
+                await self.end(job, lease, State.CANCELLED, Fault(code="cancelled"))
+            case "gone":
+                await self._again(job, lease, State.TIMED_OUT, Fault(code="backend_forgot_job"))
+            case _:
+                fault = report.fault or Fault(code="backend_failed")
+                if report.retryable:
+                    await self._again(job, lease, State.FAILED, fault)
+                else:
+                    await self.end(job, lease, State.FAILED, fault)
+
+    async def _drawn(self, job: Job, lease: str, report: Report) -> None:
+        """The picture is paid for: write down that it exists before anything else happens to it."""
+        assert report.drawn is not None
+        now = self._now()
+        for picture in report.drawn.pictures:
+            if picture.data is not None:
+                await self._storage.keep(raw_key(job, picture.index), picture.data)
+        drawn = replace(report.drawn, pictures=tuple(replace(picture, data=None) for picture in report.drawn.pictures))
+        finishing = replace(
+            job,
+            state=State.FINISHING,
+            drawn=drawn,
+            step=drawn.steps,
+            total_steps=drawn.steps,
+            started_at=job.started_at or now,
+            drawn_at=now,
+            tries=0,
+            next_at=now,
+        )
+        log.info("job drawn", job=job.gen_id, timings=drawn.timings)
+        if await self._jobs.save(finishing, lease=lease, release=False):
+            await self._finish(finishing, lease)
+
+    async def _finish(self, job: Job, lease: str) -> None:
+        try:
+            finished = await self._finisher.finish(job)
+        except DrawAgain as exc:
+            log.warning("picture unusable", job=job.gen_id, code=exc.code, reason=str(exc))
+            await self._again(job, lease, State.FAILED, Fault(code=exc.code))
+            return
+        except GatewayError as exc:
+            await self._finish_later(job, lease, exc)
+            return
+        state = State.COMPLETED if finished.verdict.safe else State.BLOCKED
+        done = replace(job, state=state, outcome=finished, finished_at=self._now())
+        if not await self._jobs.save(done, lease=lease, release=True):
+            # Somebody else's result counts; ours must not lie around.
+            await self._finisher.discard(finished)
+            return
+        log.info("job finished", job=job.gen_id, state=state, timings=finished.timings)
+        await self._finisher.tidy(done)
+
+    async def _finish_later(self, job: Job, lease: str, exc: GatewayError) -> None:
+        log.warning("finishing failed", job=job.gen_id, code=exc.code, error=exc.message, tries=job.tries + 1)
+        if not exc.retryable or self._now() >= (job.drawn_at or 0) + self._policy.finish_deadline:
+            await self.end(job, lease, State.FAILED, Fault(code=exc.code))
+        else:
+            await self._later(job, lease)
+
+    # Small steps
+
+    async def _later(self, job: Job, lease: str) -> None:
+        """Give the job back and look at it again after a back-off with jitter."""
+        delay = min(self._policy.poll_interval * 2**job.tries, 30.0) * random.uniform(0.5, 1.0)
+        await self._jobs.save(replace(job, tries=job.tries + 1, next_at=self._now() + delay), lease=lease, release=True)
+
+    async def _stumble(self, gen_id: str, lease: str) -> None:
+        """After an unforeseen fault: try again later from the row as it stands, and give up when it keeps happening."""
+        job = await self._jobs.get(gen_id)
+        if job is None or not job.open:
+            return
+        if job.tries >= MAX_STUMBLES:
+            await self.end(job, lease, State.FAILED, Fault(code="internal_error"))
+        else:
+            await self._later(job, lease)
+
+    async def _again(self, job: Job, lease: str, state: State, fault: Fault) -> None:
+        """Have it drawn once more, with fresh upload addresses; end it when that was the last attempt."""
+        if job.attempt + 1 >= MAX_ATTEMPTS or self._now() >= job.deadline_at:
+            await self.end(job, lease, state, fault)
+            return
+        log.warning("job handed over again", job=job.gen_id, code=fault.code, attempt=job.attempt + 1)
+        fresh = replace(
+            job,
+            state=State.QUEUED,
+            attempt=job.attempt + 1,
+            backend_id=None,
+            drawn=None,
+            drawn_at=None,
+            step=0,
+            tries=0,
+            next_at=self._now(),
+        )
+        if await self._jobs.save(fresh, lease=lease, release=False):
+            await self._hand_over_again(fresh, lease)
+
+    async def end(self, job: Job, lease: str, state: State, fault: Fault) -> None:
+        ended = replace(job, state=state, fault=fault, finished_at=self._now())
+        if await self._jobs.save(ended, lease=lease, release=True):
+            log.warning("job ended", job=job.gen_id, state=state, code=fault.code)
+            await self._storage.purge(raw_prefix(job))
+
+    async def withdraw(self, job: Job) -> None:
+        """Tell the backend to stop. Best effort: its own time limit ends the job otherwise."""
+        if job.backend_id is None:
+            return
+        try:
+            await self._backend.cancel(job.backend_id)
+        except (BackendUnavailable, BackendRefused) as exc:
+            log.warning("backend did not cancel", job=job.gen_id, error=exc.message)
+
+    async def _keep_lease(self, gen_id: str, lease: str, scope: anyio.CancelScope) -> None:
+        while True:
+            await anyio.sleep(self._policy.lease / 3)
+            if not await self._jobs.renew(gen_id, lease=lease, until=self._now() + self._policy.lease):
+                scope.cancel()
+
+    # In the background
+
+    def withdraw_soon(self, job: Job) -> None:
+        """`withdraw` without waiting for it."""
+        if self._tasks is not None:
+            self._tasks.start_soon(self.withdraw, job)
+
+    def _nudge(self, gen_id: str) -> None:
+        """Advance a job soon. Asked again while it is at it, it looks once more: the news may have come after the look."""
+        if self._tasks is None:
+            return
+        if gen_id in self._advancing:
+            self._advancing[gen_id] = True
+            return
+        self._advancing[gen_id] = False
+        self._tasks.start_soon(self._advance_quietly, gen_id)
+
+    async def _advance_quietly(self, gen_id: str) -> None:
+        try:
+            await self.advance(gen_id)
+        except Exception:
+            log.exception("advance failed", job=gen_id)
+        finally:
+            asked_again = self._advancing.pop(gen_id)
+        if asked_again:
+            self._nudge(gen_id)
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            room = AT_ONCE - len(self._advancing)
+            try:
+                for gen_id in await self._jobs.due(now=self._now(), limit=max(room, 0)):
+                    if gen_id not in self._advancing:
+                        self._nudge(gen_id)
+            except Unavailable as exc:
+                log.warning("sweep failed", error=exc.message)
+            except Exception:
+                # The sweeper is what keeps promises to clients that never ask again: it must outlive any fault.
+                log.exception("sweep failed")
+            await anyio.sleep(self._policy.sweep_interval)
