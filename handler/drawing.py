@@ -42,6 +42,10 @@ class Renderer(Protocol):
     @property
     def revision(self) -> str: ...
 
+    def cuts(self, prompt: str) -> bool:
+        """Whether the prompt is longer than the model reads: it never sees the end."""
+        ...
+
     def draw(self, order: Order, on_step: OnStep, stopping: Callable[[], bool]) -> Image.Image:
         """Blocks. Asks ``stopping`` before the first and after every step; raises `Stopped` or `OutOfMemory`."""
         ...

@@ -15,6 +15,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from handler import pixelart
 from handler.drawing import OnStep, Order, OutOfMemory, Stopped
@@ -82,6 +83,15 @@ class DiffusersRenderer:
     def revision(self) -> str:
         return self._revision
 
+    def cuts(self, prompt: str) -> bool:
+        """See `Renderer.cuts`. A model with another reader beside CLIP's reads far more than CLIP's 77 tokens."""
+        parts = self._pipeline.components.items()
+        tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
+        return bool(tokenizers) and all(
+            isinstance(each, CLIPTokenizer) and len(each(prompt).input_ids) > each.model_max_length
+            for each in tokenizers
+        )
+
     def draw(self, order: Order, on_step: OnStep, stopping: Callable[[], bool]) -> Image.Image:
         """See `Renderer.draw`. The same order gives the same bytes on the same kind of device."""
         if stopping():
@@ -105,17 +115,25 @@ class DiffusersRenderer:
             "generator": torch.Generator("cpu").manual_seed(order.seed),
             "callback_on_step_end": after_step,
         }
-        try:
-            image = self._pipeline(**{k: v for k, v in wishes.items() if k in self._accepts}).images[0]
-        except (torch.OutOfMemoryError, MemoryError) as exc:
+        image = self._run({k: v for k, v in wishes.items() if k in self._accepts})
+        if image is None:
+            # Only here, where the fault's frames no longer hold the tensors, can their memory be given back.
             self._free()
-            raise OutOfMemory from exc
+            raise OutOfMemory
+        return self._finish(image.convert("RGB"))
+
+    def _run(self, wishes: dict[str, Any]) -> Image.Image | None:
+        """None when the memory is not enough."""
+        try:
+            image: Image.Image = self._pipeline(**wishes).images[0]
+        except (torch.OutOfMemoryError, MemoryError):
+            return None
         except RuntimeError as exc:
             # The CPU's allocator has no error type of its own.
             if "can't allocate memory" in str(exc):
-                raise OutOfMemory from exc
+                return None
             raise
-        return self._finish(image.convert("RGB"))
+        return image
 
     def close(self) -> None:
         self._pipeline = None

@@ -248,7 +248,7 @@ class Worker:
             revision=renderer.revision,
             negative_used=plan.negative is not None,
             timings={phase: round(seconds, 4) for phase, seconds in timings.items()},
-            warnings=plan.warnings,
+            warnings=plan.warnings + _cut(renderer, plan),
         )
 
     def _renderer(self, model: Model, report: _Reporter) -> Renderer:
@@ -293,6 +293,15 @@ _TOO_LARGE = (
     f"the pictures are larger than the {INLINE_LIMIT // 1_000_000} MB that an answer may carry;"
     " send one upload address per picture"
 )
+
+
+def _cut(renderer: Renderer, plan: _Plan) -> tuple[str, ...]:
+    prompts = {"prompt": plan.job.positive, "negative prompt": plan.negative or ""}
+    return tuple(
+        f"the {which} is longer than {plan.model.name} reads; its end had no effect"
+        for which, prompt in prompts.items()
+        if renderer.cuts(prompt)
+    )
 
 
 def _draw(

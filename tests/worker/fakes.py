@@ -33,6 +33,9 @@ class FlatRenderer:
         self.step_begun = threading.Event()
         self.closed = False
 
+    def cuts(self, prompt: str) -> bool:
+        return len(prompt) > 1000
+
     def draw(self, order: Order, on_step: OnStep, stopping: Callable[[], bool]) -> Image.Image:
         self.orders.append(order)
         self.at_work += 1

@@ -77,6 +77,16 @@ def test_a_drawing_that_is_stopped_at_once_takes_no_step(tiny_renderer: Renderer
         tiny_renderer.draw(ORDER, never, lambda: True)
 
 
+def test_a_prompt_is_cut_where_the_model_stops_reading(tiny_renderer: Renderer) -> None:
+    # Sixteen tokens, two of them for the beginning and the end; the test's vocabulary has letters alone.
+    assert not tiny_renderer.cuts(" ".join("abcdefghijklmn"))
+    assert tiny_renderer.cuts(" ".join("abcdefghijklmno"))
+    short = tiny_renderer.draw(replace(ORDER, positive=" ".join("abcdefghijklmn")), on, going)
+    assert (
+        tiny_renderer.draw(replace(ORDER, positive=" ".join("abcdefghijklmno")), on, going).tobytes() == short.tobytes()
+    )
+
+
 def test_stable_diffusion_xl_is_drawn_too(tmp_path: Path) -> None:
     renderer = DiffusersRenderer.load(Model(name="xl", source=str(tiny.build_xl(tmp_path / "xl"))))
     first = renderer.draw(ORDER, on, going)
@@ -103,6 +113,7 @@ def test_flux_is_drawn_too_and_heeds_no_negative_prompt(tmp_path: Path) -> None:
     assert image.size == (64, 48)
     assert told == [(step, 4) for step in range(1, 5)]
     assert renderer.sampler == "FlowMatchEulerDiscreteScheduler"
+    assert not renderer.cuts("hill " * 40), "its other reader reads on"
 
 
 @pytest.fixture

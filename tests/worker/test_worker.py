@@ -127,6 +127,15 @@ async def test_a_negative_prompt_without_effect_is_said_to_have_none(
     assert result(await worker.handle(sdk_job(guidance=guidance, negative=""))).warnings == ()
 
 
+async def test_a_prompt_that_is_longer_than_the_model_reads_is_told(make: Make) -> None:
+    long = "hill " * 300
+    read = result(await make(FlatRenderer()).handle(sdk_job(positive=long, negative=long)))
+    assert read.warnings == (
+        "the prompt is longer than flat reads; its end had no effect",
+        "the negative prompt is longer than flat reads; its end had no effect",
+    )
+
+
 async def test_a_real_pipeline_draws_the_same_bytes_for_the_same_job(
     make: Make, tiny_renderer: DiffusersRenderer
 ) -> None:
