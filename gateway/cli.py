@@ -258,7 +258,7 @@ def demo(
 
     from gateway.demo import show
 
-    asyncio.run(show(_settings(data=data), os.environ, prompt, output, verbose=verbose))
+    asyncio.run(show(data, os.environ, prompt, output, verbose=verbose))
     typer.echo(str(output))
 
 

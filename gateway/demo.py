@@ -14,7 +14,7 @@ from gateway import console
 from gateway.app import authority_folder
 from gateway.client import Client, Picture
 from gateway.desk.keys import read_key
-from gateway.desk.stack import Stack, open_stack
+from gateway.desk.stack import Stack, open_stack, without_settings
 from gateway.errors import GatewayError
 from gateway.settings import Settings
 
@@ -28,9 +28,13 @@ class DemoFailed(GatewayError):
     code = "demo_failed"
 
 
-async def show(settings: Settings, environ: Mapping[str, str], prompt: str, output: Path, *, verbose: bool) -> None:
-    """Start, draw, save, verify, stop. Raises `GatewayError` when it ends without a trusted picture."""
-    settings = settings.model_copy(update={"port": 0, "host": "127.0.0.1", "public_url": "", "internal_url": ""})
+async def show(data: Path, environ: Mapping[str, str], prompt: str, output: Path, *, verbose: bool) -> None:
+    """Start, draw, save, verify, stop. Raises `GatewayError` when it ends without a trusted picture.
+
+    The settings of the environment do not count: a demo must not write into somebody's real job store.
+    """
+    settings = Settings.from_environ({"IMGEN_DATA": str(data)}).model_copy(update={"port": 0})
+    environ = without_settings(environ)
     began = time.monotonic()
     console.say("starting gateway, endpoint and worker")
     async with open_stack(settings, environ, say=console.say, verbose=verbose, own_key=True) as stack:
@@ -46,7 +50,7 @@ async def show(settings: Settings, environ: Mapping[str, str], prompt: str, outp
 
 
 def _draw(url: str, settings: Settings, prompt: str, output: Path) -> tuple[Picture, Report]:
-    with Client(url, settings.api_key or read_key(settings.data)) as client:
+    with Client(url, read_key(settings.data)) as client:
         console.say(f'POST {url}/api/v2 {{"action": "generate", "prompt": "{prompt}"}}')
         ticket = client.generate(prompt)
         console.warn(ticket)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import typer
 import uvicorn
+from starlette.applications import Starlette
 
 from gateway import log
 from gateway.app import create_app
+from gateway.errors import GatewayError
 from gateway.listener import listen
 from gateway.settings import Settings
 
@@ -35,7 +40,29 @@ def serve(settings: Settings, fd: int | None = None) -> None:
     # When uvicorn has stopped in order it raises the signal once more, which would look like an accident.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = uvicorn.Server(config)
-    server.run(sockets=[listener])
-    if not server.started:
-        raise typer.Exit(1)
+    problems = _kept(app)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except SystemExit:
+        # uvicorn's way to say that the start failed.
+        if problems:
+            raise problems[0] from None
+        raise typer.Exit(1) from None
+
+
+def _kept(app: Starlette) -> list[GatewayError]:
+    """Where an error that stops the start is kept: uvicorn only logs it, the command line tells it in a sentence."""
+    problems: list[GatewayError] = []
+    opening: Any = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        try:
+            async with opening(app):
+                yield
+        except GatewayError as exc:
+            problems.append(exc)
+            raise
+
+    app.router.lifespan_context = lifespan
+    return problems

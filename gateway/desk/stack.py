@@ -69,10 +69,12 @@ async def open_stack(
             say(f"cleared {orphans} processes that a former run left behind")
         with listen(settings.host, settings.port) as listener:
             settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+            new_key = ""
             if own_key:
                 await desk_key(settings)
-            new_key = await first_key(settings) if not settings.api_key else ""
-            endpoint = Endpoint(port=_free_port(), client_key=token_urlsafe(32), worker_key=token_urlsafe(32))
+            elif not settings.api_key:
+                new_key = await first_key(settings)
+            endpoint = Endpoint(port=free_port(), client_key=token_urlsafe(32), worker_key=token_urlsafe(32))
             claim.announce(settings.base_url())
             desk = Desk(
                 children(settings, environ, endpoint, listener.fileno()),
@@ -112,7 +114,7 @@ def children(settings: Settings, environ: Mapping[str, str], endpoint: Endpoint,
     """The three programs in the order of their start. The desk holds the gateway's listening socket: while the gateway
     is started again, callers wait in its queue and are not refused, and nobody else can take the port."""
     common = _common(environ)
-    outside = {name: value for name, value in common.items() if not _is_gateways(name)}
+    outside = without_settings(common)
 
     def run_endpoint(start: Start) -> tuple[list[str], dict[str, str]]:
         argv = _python("handler.endpoint", "--host", _LOOPBACK, "--port", str(endpoint.port))
@@ -168,7 +170,13 @@ def children(settings: Settings, environ: Mapping[str, str], endpoint: Endpoint,
     ]
 
 
-def _free_port() -> int:
+def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what only a gateway reads, its secrets above all."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    return {name: value for name, value in environ.items() if name not in known}
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])
@@ -185,11 +193,6 @@ def _common(environ: Mapping[str, str]) -> dict[str, str]:
     path = environ.get("PYTHONPATH")
     kept = {name: value for name, value in environ.items() if not name.startswith("RUNPOD_")}
     return kept | {"PYTHONPATH": f"{ours}{os.pathsep}{path}" if path else ours, "PYTHONUNBUFFERED": "1"}
-
-
-def _is_gateways(name: str) -> bool:
-    """Whether only the gateway reads that variable: the others need not know its secrets."""
-    return name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() in Settings.model_fields
 
 
 def _loopback_url(settings: Settings) -> str:

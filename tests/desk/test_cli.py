@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from compliance.authority import load_or_create
 from gateway.cli import app
 from gateway.desk import Claim
+from gateway.desk.stack import free_port
 from tests.compliance.samples import new_signer, signed
 from tests.desk.stage import ROOT, wait_until
 
@@ -178,8 +179,7 @@ def test_a_broken_catalogue_stops_up_before_anything_starts(data: Path, tmp_path
 
 
 def test_the_gateway_alone_serves_and_ends_with_0(data: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     environ = {**os.environ, "IMGEN_BACKEND_URL": "http://127.0.0.1:1/v2/none", "IMGEN_BACKEND_KEY": "none"}
     command = [sys.executable, "-m", "gateway", "serve", "--port", str(port), "--data", str(data)]
     gateway = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -190,6 +190,13 @@ def test_the_gateway_alone_serves_and_ends_with_0(data: Path) -> None:
     finally:
         gateway.kill()
         gateway.wait()
+
+
+def test_a_start_that_fails_ends_in_one_sentence(data: Path) -> None:
+    environ = {**os.environ, "IMGEN_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "IMGEN_LOG_LEVEL": "error"}
+    done = process("serve", "--port", free_port(), "--data", data, env=environ)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("imgen: The job store")
 
 
 def test_the_gateway_ends_with_its_supervisor(data: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.desk import Backoff, Child
+from gateway.desk.stack import free_port
 from tests.desk.stage import PARENT, SLEEPER, Stage, lives, pids, program, until
 
 pytestmark = pytest.mark.anyio
@@ -148,9 +149,7 @@ httpd = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
 with open(sys.argv[2], "w") as out: out.write("up")
 httpd.serve_forever()
 """
-    from gateway.desk.stack import _free_port
-
-    number = _free_port()
+    number = free_port()
     endpoint = Child(name="endpoint", command=program(server, number, port))
     worker = Child(name="worker", command=program(SLEEPER, seen), needs=f"http://127.0.0.1:{number}/healthz")
     async with stage.running(endpoint, worker):
