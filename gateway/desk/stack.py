@@ -177,6 +177,7 @@ def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
+    """A loopback port on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])
