@@ -2,6 +2,18 @@
 
 The drawing runs in the worker's one thread, while the SDK's event loop goes on answering. When the SDK cancels the
 job (its stop channel said so), the thread is told to stop and waited for, so that the next job never meets this one.
+
+The codes of a `Failure`, with a plus where the same job can succeed later:
+
+``bad_job``          the job breaks the contract, or asks for a size, seed, step count or guidance that can't be drawn
+``unknown_model``    ``models.toml`` has no such name; the message lists those it has
+``unknown_lora``     the same for a LoRA
+``unsupported``      the worker can't do this yet: references
+``too_large``        the pictures don't fit an answer and the job has no upload addresses
+``deadline``         the job's deadline passed
+``out_of_memory`` +  the device has not enough memory for this picture
+``upload_failed`` +  a picture could not be delivered (without the plus if its address is malformed)
+``internal`` +       anything else; the reason is in the log, under the job's id
 """
 
 from __future__ import annotations
