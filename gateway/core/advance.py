@@ -314,7 +314,7 @@ class Advancer:
             self._tasks.start_soon(self.withdraw, job)
 
     def _nudge(self, gen_id: str) -> None:
-        """Advance a job soon. Asked again while it is at it, it looks once more: the news may have come after the look."""
+        """Advance a job soon. Asked while it is at it, it looks once more: the news may have come after the look."""
         if self._tasks is None:
             return
         if gen_id in self._advancing:
