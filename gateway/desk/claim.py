@@ -36,6 +36,7 @@ class Claim:
         self.data = data
         self.run = uuid4().hex
         self.url = ""
+        self.former: list[str] = []
         self._lock: int | None = None
         self._groups: dict[str, dict[str, Any]] = {}
 
@@ -68,21 +69,28 @@ class Claim:
             self._lock = None
 
     def clear_orphans(self) -> int:
-        """Kill what is left of the run that is noted in ``up.json``; how many processes that were."""
+        """Kill what is left of the run that is noted in ``up.json``; how many processes that were.
+
+        Afterwards `former` has the ids of that run's children, none of which lives.
+        """
         note = read_note(self.data)
-        orphans = [process for group in note.get("groups", []) for process in _members(group, note.get("run"))]
+        groups = note.get("groups", [])
+        orphans = [process for group in groups for process in _members(group, note.get("run"))]
         for process in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
         psutil.wait_procs(orphans, timeout=_CLEARING)
+        self.former = [group["start"] for group in groups if "start" in group]
         return len(orphans)
 
-    def note(self, name: str, pid: int | None) -> None:
-        """Write down who leads the process group of a child now; nobody, without a pid."""
-        if pid is None:
-            self._groups.pop(name, None)
-        else:
-            self._groups[name] = {"name": name, "pid": pid, "created": _created(pid)}
+    def note(self, name: str, start: str, pid: int) -> None:
+        """Write down who leads the process group of a child now."""
+        self._groups[name] = {"name": name, "start": start, "pid": pid, "created": _created(pid)}
+        self._write()
+
+    def forget(self, name: str) -> None:
+        """The group of that child is empty."""
+        self._groups.pop(name, None)
         self._write()
 
     def announce(self, url: str) -> None:

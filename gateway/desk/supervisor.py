@@ -22,6 +22,7 @@ _PIPE_CHUNK = 64 * 1024
 _PIPE_BITES = 16
 _FOLLOW_EVERY = 1.0
 _IDLE_GRACE = 0.5
+_DYING_LOOKS, _DYING_PAUSE = 100, 0.02
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 
 
@@ -110,7 +111,8 @@ class Desk:
         self._broker = broker
         self._backoff = backoff or Backoff()
         self._running: dict[str, _Running] = {}
-        self._unreported: set[str] = set()
+        # Nobody could say so of the children of a former run when it ended with them.
+        self._unreported = set(claim.former)
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._parent_fd = -1
@@ -211,7 +213,7 @@ class Desk:
             raise
         finally:
             os.close(write_end)
-        self._claim.note(child.name, process.pid)
+        self._claim.note(child.name, start.id, process.pid)
         running = _Running(child=child, start=start, process=process, output=output)
         self._running[child.name] = running
         os.set_blocking(output, False)
@@ -233,6 +235,7 @@ class Desk:
     async def _bury(self, running: _Running) -> None:
         """The leader has ended: nothing that it started may go on, hold the device or vouch for its jobs."""
         running.kill_group()
+        await _emptied(running.process.pid)
         # Bounded: somebody who escaped from the group may go on writing.
         for _ in range(_PIPE_BITES):
             if not self._read(running):
@@ -241,7 +244,7 @@ class Desk:
         os.close(running.output)
         self._logs[running.child.name].end()
         del self._running[running.child.name]
-        self._claim.note(running.child.name, None)
+        self._claim.forget(running.child.name)
         running.ended.set()
         if running.child.takes_jobs:
             self._unreported.add(running.start.id)
@@ -307,6 +310,24 @@ class Desk:
         """Why a child ended, as far as it says so itself; a killed one did not see it coming."""
         words = self._logs[child.name].last_words()
         return "" if code in _KILLED else "".join(f"\n         | {line}" for line in words)
+
+
+async def _emptied(group: int) -> None:
+    """Waits a little for a killed group to be gone: dying takes time, and a dying process still holds the device."""
+    for _ in range(_DYING_LOOKS):
+        _reap(group)
+        try:
+            os.killpg(group, 0)
+        except (ProcessLookupError, PermissionError):
+            return
+        await asyncio.sleep(_DYING_PAUSE)
+
+
+def _reap(group: int) -> None:
+    """A desk that is process 1 of a container inherits its children's children, and nobody else would bury them."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
 
 
 def stop_on_signals(desk: Desk) -> None:

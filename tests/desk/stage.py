@@ -56,6 +56,7 @@ class Stage:
         self, *children: Child, backoff: Backoff = QUICK, broker: Broker | None = None
     ) -> AsyncIterator[tuple[Desk, asyncio.Task[int]]]:
         with Claim(self.data) as claim:
+            claim.clear_orphans()
             desk = Desk(
                 children,
                 claim=claim,

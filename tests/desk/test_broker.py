@@ -111,6 +111,17 @@ async def test_a_report_that_was_not_heard_is_repeated(stage: Stage, endpoint: S
         await until(lambda: f"{first}/gone" in endpoint.events)
 
 
+async def test_the_worker_of_a_run_that_was_killed_is_reported_by_the_next(
+    stage: Stage, endpoint: StandInEndpoint, tmp_path: Path
+) -> None:
+    """Its job is drawn again at once, and not when its lease has run out."""
+    note = {"run": "old", "groups": [{"name": "worker", "start": "worker-old", "pid": 4_000_000, "created": 1.0}]}
+    stage.data.mkdir()
+    (stage.data / "up.json").write_text(json.dumps(note))
+    async with stage.running(worker(endpoint, tmp_path / "ids"), broker=Broker(endpoint.url, "worker-key")):
+        await until(lambda: "worker-old/gone" in endpoint.events)
+
+
 async def test_a_worker_is_drained_before_it_hears_of_the_stop(
     stage: Stage, endpoint: StandInEndpoint, tmp_path: Path
 ) -> None:
