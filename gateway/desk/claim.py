@@ -36,7 +36,7 @@ class Claim:
         self.data = data
         self.run = uuid4().hex
         self.url = ""
-        self.former: list[str] = []
+        self.former: dict[str, str] = {}
         self._lock: int | None = None
         self._groups: dict[str, dict[str, Any]] = {}
 
@@ -71,7 +71,7 @@ class Claim:
     def clear_orphans(self) -> int:
         """Kill what is left of the run that is noted in ``up.json``; how many processes that were.
 
-        Afterwards `former` has the ids of that run's children, none of which lives.
+        Afterwards `former` has the id of each child of that run, none of which lives.
         """
         note = read_note(self.data)
         groups = note.get("groups", [])
@@ -80,7 +80,7 @@ class Claim:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
         psutil.wait_procs(orphans, timeout=_CLEARING)
-        self.former = [group["start"] for group in groups if "start" in group]
+        self.former = {group["name"]: group["start"] for group in groups if "start" in group}
         return len(orphans)
 
     def note(self, name: str, start: str, pid: int) -> None:

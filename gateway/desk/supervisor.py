@@ -112,7 +112,7 @@ class Desk:
         self._backoff = backoff or Backoff()
         self._running: dict[str, _Running] = {}
         # Nobody could say so of the children of a former run when it ended with them.
-        self._unreported = set(claim.former)
+        self._unreported = {claim.former[c.name] for c in children if c.takes_jobs and c.name in claim.former}
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._parent_fd = -1
