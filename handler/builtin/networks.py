@@ -150,4 +150,5 @@ def scheduler() -> DPMSolverMultistepScheduler:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # the stock pipeline insists; trailing spacing does not use it
     )
