@@ -13,6 +13,7 @@ import hashlib
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -229,7 +230,9 @@ def _report(answer: Mapping[str, Any]) -> Report:
     if status in _RUNNING:
         return _progress(wire)
     if status == "COMPLETED":
-        return _completed(wire)
+        milliseconds = answer.get("executionTime")
+        seconds = milliseconds / 1000 if isinstance(milliseconds, int | float) else 0.0
+        return replace(_completed(wire), execution_time=max(seconds, 0.0))
     if status == "FAILED":
         return _failed(wire)
     if status == "TIMED_OUT":

@@ -213,7 +213,8 @@ class Advancer:
             drawn=drawn,
             step=drawn.steps,
             total_steps=drawn.steps,
-            started_at=job.started_at or now,
+            # The webhook often comes before a poll has seen it run; then the worker's own time tells when it began.
+            started_at=job.started_at or max(now - report.execution_time, job.created_at),
             drawn_at=now,
             tries=0,
             next_at=now,

@@ -232,6 +232,8 @@ class Report:
     step: int = 0
     total_steps: int = 0
     drawn: Drawn | None = None
+    #: Seconds that the worker was at it, where the backend says so.
+    execution_time: float = 0.0
     fault: Fault | None = None
     retryable: bool = False
 

@@ -56,7 +56,6 @@ class Stack:
         wait_for(ready, seconds=seconds)
 
     def stop(self) -> int:
-        self.http.close()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=60)
 
@@ -86,6 +85,7 @@ def running(data: Path, **environ: str) -> Iterator[Stack]:
         stack.wait_ready()
         yield stack
     finally:
+        stack.http.close()
         if process.poll() is None:
             process.kill()
             process.wait()
