@@ -18,6 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV), which takes some minutes the first time"
 	$(PIP) $$(grep '^torch==' constraints.txt)
 	$(PIP) -e '.[dev]'
+	@# The tests let a second C2PA implementation read our signatures; it runs on Node.js, where that is there.
+	@! command -v npm >/dev/null || npm ci --silent --ignore-scripts --prefix tests/compliance/c2pa_ts
 	@touch $@
 
 demo: install  ## One picture, from nothing to signed and verified: out/demo.jpg
