@@ -19,7 +19,7 @@ from gateway.desk.broker import Broker
 from gateway.desk.claim import Claim
 from gateway.desk.keys import desk_key, first_key
 from gateway.desk.logs import ChildLog
-from gateway.desk.supervisor import Child, Desk, Start, stop_on_signals
+from gateway.desk.supervisor import Child, Desk, Start, adopt_grandchildren, stop_on_signals
 from gateway.listener import listen
 from gateway.settings import PREFIX, Settings
 
@@ -84,6 +84,7 @@ async def open_stack(
                 broker=Broker(endpoint.url, endpoint.worker_key),
             )
             stop_on_signals(desk)
+            adopt_grandchildren()
             finished = asyncio.create_task(desk.run())
             try:
                 yield Stack(desk=desk, url=settings.base_url(), new_key=new_key, finished=finished)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ _PIPE_CHUNK = 64 * 1024
 _PIPE_BITES = 16
 _FOLLOW_EVERY = 1.0
 _IDLE_GRACE = 0.5
+_PR_SET_CHILD_SUBREAPER = 36
 _DYING_LOOKS, _DYING_PAUSE = 100, 0.02
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 
@@ -323,8 +325,14 @@ async def _emptied(group: int) -> None:
         await asyncio.sleep(_DYING_PAUSE)
 
 
+def adopt_grandchildren() -> None:
+    """On Linux, let this process inherit what its dead children leave, and not process 1, which may be slow to bury."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def _reap(group: int) -> None:
-    """A desk that is process 1 of a container inherits its children's children, and nobody else would bury them."""
+    """Bury the dead of a group that this process has inherited."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG)[0]:
             pass

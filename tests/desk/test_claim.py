@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from gateway.desk import Child, Claim, Desk
 from gateway.desk.logs import ChildLog
-from gateway.desk.supervisor import stop_on_signals
+from gateway.desk.supervisor import adopt_grandchildren, stop_on_signals
 from tests.desk.stage import PARENT, program
 
 HOLD = "import sys; from gateway import lifeline; lifeline.hold(int(sys.argv[-1]))\\n" if sys.argv[3] == "held" else ""
@@ -36,6 +36,7 @@ async def main():
         child = Child(name="worker", command=program(HOLD + PARENT, files / "mains", files / "grandchildren"))
         desk = Desk([child], claim=claim, log=lambda name: ChildLog(name, files, print, verbose=True), say=print)
         stop_on_signals(desk)
+        adopt_grandchildren()
         return await desk.run()
 
 raise SystemExit(asyncio.run(main()))
@@ -80,7 +81,7 @@ def test_sigterm_ends_everybody_and_the_exit_code_is_0(tmp_path: Path, strays: l
     desk, family = start_desk(tmp_path, strays, held=True)
     desk.send_signal(signal.SIGTERM)
     assert desk.wait(30) == 0
-    assert not any(map(lives, family))
+    assert not any(map(psutil.pid_exists, family)), "not even as zombies"
     assert not (tmp_path / "data" / "up.json").exists()
 
 
