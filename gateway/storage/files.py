@@ -14,6 +14,8 @@ from gateway.storage.keys import checked
 
 #: Unfinished files older than this belong to nobody: no upload takes so long.
 STALE_SECONDS = 3600
+#: Raw pictures older than this belong to no open job: one that was drawn is finished, or given up, within minutes.
+RAW_SECONDS = 86_400
 _MOST_REMEMBERED = 4096
 _TRIES = 10
 
@@ -27,13 +29,17 @@ class Folder:
         self._hashes: OrderedDict[tuple[str, int, int, int], str] = OrderedDict()
 
     def prepare(self) -> None:
-        """Make the folder and clear what a crash left unfinished."""
+        """Make the folder and clear what a crash, or an upload that came after the end of its job, left behind."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._unfinished.mkdir(mode=0o700, exist_ok=True)
-        stale = time.time() - STALE_SECONDS
-        for file in self._unfinished.iterdir():
+        self._clear(self._unfinished, older=STALE_SECONDS)
+        self._clear(self.root / "raw", older=RAW_SECONDS)
+
+    def _clear(self, folder: Path, *, older: float) -> None:
+        before = time.time() - older
+        for file in [path for path in folder.rglob("*") if path.is_file()]:
             try:
-                if file.stat().st_mtime < stale:
+                if file.stat().st_mtime < before:
                     file.unlink()
             except FileNotFoundError:
                 continue  # another replica was faster

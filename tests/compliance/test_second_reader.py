@@ -5,6 +5,7 @@ packages are pinned in c2pa_ts/package-lock.json and installed at the first run.
 """
 
 import json
+import os
 import shutil
 import subprocess
 from itertools import product
@@ -29,7 +30,10 @@ def second_reader():
         pytest.skip("the second C2PA reader needs node 20 with npm on the PATH")
     if not INSTALLED.exists() or INSTALLED.stat().st_mtime < (FOLDER / "package-lock.json").stat().st_mtime:
         install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        subprocess.run(install, cwd=FOLDER, check=True, timeout=240)
+        installed = subprocess.run(install, cwd=FOLDER, check=False, timeout=240)
+        if installed.returncode and not os.environ.get("CI"):
+            pytest.skip("npm could not install the second C2PA reader; where CI is set this is a failure")
+        assert installed.returncode == 0
         INSTALLED.touch()
 
     def read(*files):

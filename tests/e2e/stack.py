@@ -70,11 +70,15 @@ def wait_for(condition: Callable[[], Any], *, seconds: float) -> Any:
     raise AssertionError(f"not within {seconds} s: {condition}")
 
 
-@contextmanager
-def running(data: Path, **environ: str) -> Iterator[Stack]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def running(data: Path, port: int = 0, **environ: str) -> Iterator[Stack]:
+    port = port or free_port()
     command = [sys.executable, "-m", "gateway", "up", "--data", str(data), "--port", str(port)]
     log = (data.parent / f"{data.name}.log").open("ab")
     process = subprocess.Popen(

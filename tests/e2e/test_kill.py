@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.stack import KEY, running, wait_for
+from tests.e2e.stack import KEY, free_port, running, wait_for
 
 JOBS = 20
 KILLS = (("worker",), ("gateway",), ("worker", "gateway"), ("endpoint",), ("gateway",), ("worker",))
@@ -100,7 +100,8 @@ def watch(stack, jobs, first_seen):
 
 
 def test_kill_of_the_supervisor_leaves_nobody(tmp_path):
-    with running(tmp_path / "var") as stack:
+    port = free_port()
+    with running(tmp_path / "var", port) as stack:
         family = psutil.Process(stack.process.pid).children(recursive=True)
         assert len(family) >= 3
         job = stack.call("generate", prompt="a tree", seed=1)["id"]
@@ -110,6 +111,6 @@ def test_kill_of_the_supervisor_leaves_nobody(tmp_path):
             lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in family),
             seconds=20,
         )
-    with running(tmp_path / "var") as again:
+    with running(tmp_path / "var", port) as again:
         assert again.ended(job)["status"] == "COMPLETED"
         assert again.stop() == 0

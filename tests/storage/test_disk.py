@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import anyio
@@ -225,3 +226,16 @@ def test_keys_that_we_use_are_keys(key: str) -> None:
 )
 def test_what_is_not_a_key_is_refused(key: str) -> None:
     assert not is_key(key)
+
+
+async def test_raw_pictures_that_nobody_came_for_go_at_the_next_start(tmp_path):
+    """An upload may come after its job has ended; nothing else would ever remove it."""
+    storage = DiskStorage(tmp_path, secret=b"s" * 32, public_url="http://x", internal_url="http://x", now=time.time)
+    async with storage.open():
+        for key in ("raw/old/0/0.png", "raw/new/0/0.png", "master/old/0.png"):
+            await storage.keep(key, b"x")
+    for old in ("raw/old/0/0.png", "master/old/0.png"):
+        os.utime(tmp_path / old, (1, 1))
+    async with storage.open():
+        kept = [await storage.read(key) for key in ("raw/old/0/0.png", "raw/new/0/0.png", "master/old/0.png")]
+    assert kept == [None, b"x", b"x"]
