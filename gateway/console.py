@@ -50,7 +50,12 @@ def facts(rows: Sequence[tuple[str, str]]) -> None:
     """Name and value, line by line; what has no value is left out."""
     for name, value in rows:
         if value:
-            typer.echo(f"{name:<10} {value}")
+            typer.echo(f"{name:<10} {plain(value)}")
+
+
+def plain(text: str) -> str:
+    """Text without what moves a terminal's cursor or colours: a stranger's file may speak here."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def warn(ticket: Ticket) -> None:
