@@ -53,6 +53,8 @@ DEFAULT_SIZE = (1344, 768)
 FORMATS = ("jpeg", "png", "webp", "avif")
 POSITIONS = ("top-left", "top-right", "center", "bottom-left", "bottom-right")
 MAX_PAGE = 100
+#: Stray dashes that a warning is given for; a prompt of nothing else would be answered with a thousand.
+MAX_STRAY = 8
 
 _RUN = re.compile(r"run_[A-Za-z0-9_-]{1,128}")
 _CACHE = re.compile(r"cache_[0-9a-f]{32}")
@@ -245,13 +247,15 @@ class ImgenDialect:
     # Reading a generate request
 
     def _wish(self, fields: Fields, request_id: str) -> Wish:
-        prompt = prompts.clean(fields.text("prompt"))
+        raw = fields.text("prompt")
+        # Blanks do not count, but nobody needs so many: a megabyte of them is not even looked at.
+        prompt = prompts.clean(raw[: 4 * PROMPT_LIMIT])
         if not prompt:
             raise PromptRequired
-        if len(prompt) > PROMPT_LIMIT:
-            raise PromptTooLong(fix=f"Send at most {PROMPT_LIMIT} characters; this prompt has {len(prompt)}.")
+        if len(prompt) > PROMPT_LIMIT or len(raw) > 4 * PROMPT_LIMIT:
+            raise PromptTooLong(fix=f"Send at most {PROMPT_LIMIT} characters; this prompt has {len(raw)}.")
         parsed = prompts.parse(prompt)
-        for word in parsed.stray:
+        for word in parsed.stray[:MAX_STRAY]:
             fields.notices.append(
                 Notice(code="stray_dash", field="prompt", given=word, used="positive text; put a comma before -term")
             )

@@ -34,6 +34,7 @@ async def refused(gateway, body, status, error, **more):
         pytest.param({"action": "generate", "prompt": "@nobody x"}, 400, "Invalid character", id="unknown-character"),
         pytest.param({"action": "generate", "prompt": "@aya @nobody"}, 400, "Invalid character", id="one-unknown"),
         pytest.param({"action": "generate", "prompt": "x" * 4001}, 400, "Prompt too long", id="too-long"),
+        pytest.param({"action": "generate", "prompt": "x" + " " * 20000}, 400, "Prompt too long", id="blanks"),
         pytest.param(
             {"action": "generate", "prompt": "x", "cache_only": True}, 404, "No cached result found", id="miss"
         ),

@@ -228,3 +228,8 @@ async def test_nothing_but_deliverables_can_be_fetched(gateway):
     key = re.search(r"/files/(out/[^?]+)", url)[1]
     for private in ("raw", "master", "../imgen.db", "master/default"):
         assert (await gateway.http.get(url.replace(key, key.replace("out", private)))).status_code in {403, 404}
+
+
+async def test_stray_dashes_are_kept_as_text_and_warned_of_a_few_times(gateway):
+    job = await gateway.call("generate", prompt="a hill" + " -fog" * 100)
+    assert [warning["code"] for warning in job["warnings"]] == ["stray_dash"] * 8

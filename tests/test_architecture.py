@@ -1,0 +1,55 @@
+"""Who may import whom is held by `make check`; these tests break each rule on purpose and see that it is caught."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINT = Path(sys.executable).with_name("lint-imports")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("house")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for package in ("gateway", "handler", "compliance"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("model", "__pycache__"))
+    return folder
+
+
+def lint(folder):
+    environ = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run([LINT, "--no-cache"], cwd=folder, env=environ, capture_output=True, text=True, check=False)
+
+
+def test_the_code_as_it_stands_keeps_every_contract(copy):
+    done = lint(copy)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "contract"),
+    [
+        pytest.param("handler/worker.py", "import gateway.core.images", "The worker imports nothing", id="worker"),
+        pytest.param("gateway/core/service.py", "import starlette.requests", "Core knows no HTTP", id="core-web"),
+        pytest.param("gateway/core/prompts.py", "import handler.contract", "Core knows no HTTP", id="core-worker"),
+        pytest.param("gateway/backends/runpod.py", "import gateway.dialects.imgen", "Backends know", id="backend"),
+        pytest.param("gateway/app.py", "import handler.renderer", "reads only the contract", id="gateway-torch"),
+        pytest.param("compliance/sign.py", "import gateway.settings", "Compliance is a leaf", id="compliance"),
+        pytest.param("gateway/dialects/imgen.py", "import compliance.rules", "Dialects only translate", id="dialect"),
+    ],
+)
+def test_a_forbidden_import_is_caught(copy, module, line, contract):
+    file = copy / module
+    before = file.read_text(encoding="utf-8")
+    try:
+        file.write_text(f"{before}\n\n{line}\n", encoding="utf-8")
+        done = lint(copy)
+    finally:
+        file.write_text(before, encoding="utf-8")
+    assert done.returncode != 0
+    assert any(contract in broken for broken in done.stdout.splitlines() if "BROKEN" in broken), done.stdout
