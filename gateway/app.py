@@ -60,6 +60,11 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
 
     Raises `CatalogError` and `SettingsError`, which name what to mend.
     """
+    if not settings.backend_url:
+        raise SettingsError(
+            "IMGEN_BACKEND_URL: name the GPU endpoint, such as https://api.runpod.ai/v2/<endpoint id>",
+            fix="Or run: imgen up, which brings an endpoint and a worker of its own.",
+        )
     catalog = load(settings.catalog)
     secret = secret_of(settings)
     database = Database(settings.database())
