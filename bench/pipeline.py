@@ -20,7 +20,7 @@ KEY = "imgen_bench_key_0123456789"
 PHASES = (
     ("queued", "waiting for a worker"),
     ("drawing", "drawing and upload, as the gateway saw it"),
-    ("worker_render", "  of it the model"),
+    ("worker_draw", "  of it the model"),
     ("finishing", "review, encode, sign, store"),
     ("finish_decode", "  of it decode"),
     ("finish_review", "  of it review"),

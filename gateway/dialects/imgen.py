@@ -130,6 +130,7 @@ class ImgenDialect:
         }
         if isinstance(error, PromptBlocked):
             body["filter_categories"] = list(error.rules)
+            body["categories"] = list(error.categories)
         if isinstance(error, InvalidField):
             body["field"] = error.field
         headers = {}

@@ -1,8 +1,8 @@
 """A scene in words, as people write prompts: tags or a sentence, synonyms, things left out, words that mean nothing.
 
 What differs from the default scene is always told; what is as usual is told about half of the time. The sun, the moon
-and the stars of a clear sky are the exception: they are often there and often not told, so that a negative prompt has
-something to take away.
+and the stars of a clear sky are the exception: untold, they are there in about half of the pictures, so that guidance
+can bring them and a negative prompt can take them away.
 """
 
 from random import Random
@@ -123,11 +123,11 @@ def _moods(scene: Scene, rng: Random) -> list[str]:
 def _sky(scene: Scene, rng: Random) -> list[str]:
     parts = []
     usual = scene.weather == "clear" and scene.light == "right"
-    if scene.light and (not usual or rng.random() < 0.45):
+    if scene.light and (not usual or rng.random() < 0.65):
         name = rng.choice(MOON_WORDS if scene.time == "night" else SUN_WORDS)
         side = scene.light == "left" or rng.random() < 0.4
         parts.append(f"{name} {_place(scene.light, rng)}" if side else name)
-    if scene.stars and (scene.weather != "clear" or rng.random() < 0.5):
+    if scene.stars and (scene.weather != "clear" or rng.random() < 0.65):
         parts.append(rng.choice(STAR_WORDS))
     return parts
 

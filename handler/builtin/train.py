@@ -248,7 +248,7 @@ def _unet_worker(index: int, run: Run, parent: int, vae: Any, model: Denoiser, a
         steps.step(denoising_loss(model, curve, *batch(shelf, rng, 32), pick_times(32)))
         if index:
             continue
-        follow(average, model, min(0.998, steps.count / (steps.count + 20)))
+        follow(average, model, 0.998 if run.done else min(0.998, steps.count / (steps.count + 20)))
         if steps.count % 250 == 0:
             print(f"unet {steps.seconds:.0f}s step {steps.count} {held_out(model, average, curve, held)}", flush=True)
         if steps.seconds - saved > 120:
@@ -293,12 +293,12 @@ def batch(shelf: Shelf, rng: Random, size: int) -> tuple[Tensor, list[str]]:
 
 
 def prompt(scene: Scene, rng: Random) -> str:
-    """A caption or nothing; pictures with a sun or moon in the usual place seldom have nothing.
+    """A caption or nothing; pictures with stars, or a sun or moon in the usual place, seldom have nothing.
 
     The picture of the empty prompt is what guidance pushes away from: a bare "noon" then shows its sun.
     """
-    usual = scene.weather == "clear" and scene.light == "right"
-    return "" if rng.random() < (0.05 if usual else 0.16) else caption(scene, rng)
+    usual = scene.weather == "clear" and (scene.light == "right" or scene.stars)
+    return "" if rng.random() < (0.04 if usual else 0.2) else caption(scene, rng)
 
 
 def pick_times(count: int) -> Tensor:

@@ -70,8 +70,8 @@ def sample(rng: Random) -> Scene:
     scene = replace(scene, things=_things(rng, scene.terrain))
     if any(thing.name == "boat" for thing in scene.things):
         scene = replace(scene, terrain="sea")
-    lit = rng.random() < (0.9 if scene.weather == "clear" else 0.3)
-    stars = scene.time == "night" and rng.random() < {"clear": 0.85, "rain": 0, "snow": 0}.get(scene.weather, 0.3)
+    lit = rng.random() < (0.75 if scene.weather == "clear" else 0.3)
+    stars = scene.time == "night" and rng.random() < {"clear": 0.7, "rain": 0, "snow": 0}.get(scene.weather, 0.3)
     side = "right" if rng.random() < 0.65 else "left"
     return replace(scene, light=side if lit else "", stars=stars)
 
