@@ -193,9 +193,9 @@ def marks(scene: Scene, sight: Sight, sky: bool = True) -> dict[str, bool]:
     result = {name: getattr(scene, name) == getattr(sight, name) for name in ("time", "terrain", "weather")}
     if sky and scene.light:
         result["one light, side"] = sight.lights == (scene.light,)
-    elif sky:
+    elif sky and scene.weather != "clear":  # a clear sky has its sun, moon and stars unasked
         result["no light"] = not sight.lights
-    if sky and scene.time == "night":
+    if sky and scene.time == "night" and (scene.stars or scene.weather != "clear"):
         result["stars" if scene.stars else "no stars"] = (sight.stars >= 2) == scene.stars
     for thing in scene.things:
         kind = "character" if thing.name in CHARACTERS else "object"
