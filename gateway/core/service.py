@@ -22,6 +22,8 @@ from gateway.errors import BackendRefused, BackendUnavailable, JobNotFound, JobN
 
 log = structlog.get_logger(__name__)
 
+#: Seconds that a hand-over may take, retries included: nobody else may start a second one meanwhile.
+HAND_OVER = 25.0
 GEN_ID_ALPHABET = string.ascii_lowercase + string.digits
 _REMEMBERED_OPEN = 0.25
 _REMEMBERED_ENDED = 30.0
@@ -108,7 +110,7 @@ class GenerationService:
             notices=wish.notices,
         )
         lease = secrets.token_hex(16)
-        await self._jobs.add(job, lease=lease, until=now + self._policy.lease)
+        await self._jobs.add(job, lease=lease, until=now + max(self._policy.lease, HAND_OVER))
         log.info("job accepted", job=job.gen_id, id=job.public_id, tenant=job.tenant, model=drawing.model)
         try:
             return await self._advancer.hand_over(job, lease)
