@@ -193,10 +193,22 @@ def test_the_gateway_alone_serves_and_ends_with_0(data: Path) -> None:
 
 
 def test_a_start_that_fails_ends_in_one_sentence(data: Path) -> None:
-    environ = {**os.environ, "IMGEN_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "IMGEN_LOG_LEVEL": "error"}
+    environ = {
+        **os.environ,
+        "IMGEN_BACKEND_URL": "http://127.0.0.1:1/v2/none",
+        "IMGEN_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+        "IMGEN_LOG_LEVEL": "error",
+    }
     done = process("serve", "--port", free_port(), "--data", data, env=environ)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("imgen: The job store")
+
+
+def test_the_gateway_alone_needs_an_endpoint(data: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "IMGEN_BACKEND_URL"}
+    done = process("serve", "--port", free_port(), "--data", data, env=environ)
+    assert done.returncode == 1
+    assert done.stderr.startswith("imgen: IMGEN_BACKEND_URL: name the GPU endpoint")
 
 
 def test_the_gateway_ends_with_its_supervisor(data: Path) -> None:
@@ -206,6 +218,7 @@ def test_the_gateway_ends_with_its_supervisor(data: Path) -> None:
         gateway = subprocess.Popen(
             [*command, "--fd", str(listener.fileno())],
             cwd=ROOT,
+            env={**os.environ, "IMGEN_BACKEND_URL": "http://127.0.0.1:1/v2/none"},
             pass_fds=(ours, listener.fileno()),
             start_new_session=True,
             stdout=subprocess.DEVNULL,
