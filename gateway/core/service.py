@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds that a hand-over may take, retries included: nobody else may start a second one meanwhile.
 HAND_OVER = 25.0
+#: Characters of a prompt that are checked on the spot: the way to a thread and back would cost more than the check.
+SHORT = 600
 GEN_ID_ALPHABET = string.ascii_lowercase + string.digits
 _REMEMBERED_OPEN = 0.25
 _REMEMBERED_ENDED = 30.0
@@ -163,7 +165,10 @@ class GenerationService:
         if drawing.guidance is not None and drawing.guidance <= 1:
             # Below guidance 1 a model draws what it should leave out.
             positive, negative = f"{positive}, {negative}", ""
-        found = await anyio.to_thread.run_sync(self._gate.check, positive, negative)
+        if len(positive) + len(negative) <= SHORT:
+            found = self._gate.check(positive, negative)
+        else:
+            found = await anyio.to_thread.run_sync(self._gate.check, positive, negative)
         refused = [violation for violation in found if violation.refuse]
         if refused:
             log.warning("prompt refused", rules=[v.rule for v in refused], tenant=caller.tenant)
