@@ -40,7 +40,9 @@ def test_the_code_as_it_stands_keeps_every_contract(copy):
         pytest.param("gateway/backends/runpod.py", "import gateway.dialects.imgen", "Backends know", id="backend"),
         pytest.param("gateway/app.py", "import handler.renderer", "reads only the contract", id="gateway-torch"),
         pytest.param("compliance/sign.py", "import gateway.settings", "Compliance is a leaf", id="compliance"),
-        pytest.param("gateway/dialects/imgen.py", "import compliance.rules", "Dialects only translate", id="dialect"),
+        pytest.param(
+            "gateway/dialects/imgen/answer.py", "import compliance.rules", "Dialects only translate", id="dialect"
+        ),
     ],
 )
 def test_a_forbidden_import_is_caught(copy, module, line, contract):

@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from gateway import errors
 from gateway.cli import app
-from gateway.dialects.imgen import FORMATS, SIZES, ImgenDialect
+from gateway.dialects.imgen.request import FORMATS, SIZES
 from gateway.settings import PREFIX, Settings
 from handler.endpoint.settings import Settings as EndpointSettings
 
@@ -43,13 +43,16 @@ def test_no_setting_is_documented_that_does_not_exist():
 
 
 def test_every_action_is_documented():
-    dialect = ImgenDialect(None, None, rulesets=frozenset())
-    for action in dialect._actions:
+    source = (ROOT / "gateway/dialects/imgen/dialect.py").read_text(encoding="utf-8")
+    actions = re.findall(r'^ +"(\w+)": self\._', source, re.M)
+    assert {"models", "generate", "status"} <= {*actions}
+    for action in actions:
         assert re.search(rf"^\| `{action}` \|", README, re.M), action
 
 
 def test_every_field_of_generate_is_documented():
-    source = (ROOT / "gateway/dialects/imgen.py").read_text(encoding="utf-8")
+    folder = ROOT / "gateway/dialects/imgen"
+    source = "".join((folder / name).read_text(encoding="utf-8") for name in ("dialect.py", "request.py"))
     for field in set(re.findall(r'fields\.(?:text|choice|flag|integer|decimal)\("(\w+)"', source)):
         assert f"`{field}`" in README or (field.startswith("wm_") and "`wm_*`" in README), field
     assert all(f"{w}x{h}" in README for w, h in SIZES) and all(f"`{name}`" in README for name in FORMATS)

@@ -1,0 +1,132 @@
+"""Shaping the answers of the Imgen API: the members that the reference prints, then the additive ones."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.core.images import Job, Notice, State, StoredPicture
+
+#: Gives the address of a picture and the time when it expires.
+Link = Callable[[StoredPicture], tuple[str, float]]
+
+#: The states of the reference. Blocked is a completed job with an unsafe verdict.
+STATUS: dict[State, str] = {
+    State.QUEUED: "IN_QUEUE",
+    State.RUNNING: "IN_PROGRESS",
+    State.FINISHING: "IN_PROGRESS",
+    State.COMPLETED: "COMPLETED",
+    State.BLOCKED: "COMPLETED",
+    State.FAILED: "FAILED",
+    State.TIMED_OUT: "TIMED_OUT",
+    State.CANCELLED: "CANCELLED",
+}
+
+
+def meta(job: Job, link: Link) -> dict[str, Any]:
+    """Everything about a completed job, with fresh addresses of its pictures."""
+    drawing, delivery, outcome = job.drawing, job.delivery, job.outcome
+    assert outcome is not None and job.drawn is not None
+    images = []
+    for picture in outcome.pictures:
+        url, expires_at = link(picture)
+        images.append(
+            {
+                "url": url,
+                "filename": picture.filename,
+                "type": picture.type,
+                "mime": picture.mime,
+                "bytes": picture.bytes,
+                "sha256": picture.sha256,
+                "width": picture.width,
+                "height": picture.height,
+                "expires_at": iso(expires_at),
+            }
+        )
+    delivered = next(picture for picture in outcome.pictures if picture.type == "signed")
+    return {
+        "id": job.public_id,
+        "gen_id": job.gen_id,
+        "time": iso(job.finished_at or job.created_at),
+        "prompt": drawing.prompt,
+        "positive": drawing.positive,
+        "negative": drawing.negative,
+        "character": drawing.character,
+        "model": drawing.model,
+        "style": drawing.style,
+        "width": delivered.width,
+        "height": delivered.height,
+        "format": delivery.format,
+        "quality": 100 if outcome.quality is None else outcome.quality,
+        "lossless": outcome.lossless,
+        "optimized": drawing.optimized,
+        "compliance": "safe",
+        "compliance_codes": list(outcome.verdict.codes),
+        "compliance_ruleset": outcome.verdict.ruleset,
+        "precompliance": delivery.precompliance,
+        "fingerprint": delivered.sha256,
+        "images": images,
+        "compliance_ruleset_version": outcome.verdict.ruleset_version,
+        "seed": job.drawn.pictures[0].seed,
+        "steps": job.drawn.steps,
+        "guidance": job.drawn.guidance,
+        "sampler": job.drawn.sampler,
+        "model_family": job.drawn.family,
+        "model_revision": job.drawn.revision,
+        "negative_used": job.drawn.negative_used,
+        "loras": [],
+        "created_at": iso(job.created_at),
+        "timings": _timings(job),
+        "request_id": job.request_id,
+        **warnings(job.notices),
+    }
+
+
+def blocked(job: Job) -> dict[str, Any]:
+    """What is said of a picture that the review blocked; nothing of it is handed out."""
+    assert job.outcome is not None
+    verdict = job.outcome.verdict
+    names = ", ".join(verdict.categories) or "content policy"
+    return {
+        "compliance": "unsafe",
+        "error": f"Content blocked — flagged for: {names}",
+        "filter_categories": list(verdict.codes),
+        "code": "content_blocked",
+        "request_id": job.request_id,
+    }
+
+
+def warnings(notices: Sequence[Notice]) -> dict[str, Any]:
+    """The member ``warnings``; nothing when no fallback was taken."""
+    if not notices:
+        return {}
+    return {
+        "warnings": [{"code": n.code, "field": n.field, "given": n.given, "used": n.used} for n in notices],
+    }
+
+
+def _timings(job: Job) -> dict[str, float]:
+    """Seconds per phase of this job's life."""
+    assert job.outcome is not None and job.drawn is not None
+    started, drawn = job.started_at or job.created_at, job.drawn_at or job.created_at
+    phases = {
+        "queued": started - job.created_at,
+        "drawing": drawn - started,
+        "finishing": (job.finished_at or drawn) - drawn,
+        "total": (job.finished_at or drawn) - job.created_at,
+        **{f"worker_{name}": seconds for name, seconds in job.drawn.timings.items()},
+        **{f"finish_{name}": seconds for name, seconds in job.outcome.timings.items()},
+    }
+    return {name: round(max(seconds, 0.0), 4) for name, seconds in phases.items()}
+
+
+def iso(seconds: float) -> str:
+    """UTC, to the second, as the reference prints it."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def cursor(job: Job) -> str:
+    """The place of a job in the list, for the caller to hand back."""
+    return base64.urlsafe_b64encode(f"{job.created_at!r}:{job.gen_id}".encode()).decode().rstrip("=")

@@ -1,0 +1,192 @@
+"""Reading a request of the Imgen API: every field, every silent fallback of the reference, each made visible."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from gateway.core import prompts
+from gateway.core.catalog import Catalog
+from gateway.core.images import Credentials, Delivery, Notice
+from gateway.core.service import Wish
+from gateway.dialects.fields import Fields
+from gateway.errors import BadId, CachedResultNotFound, InvalidCharacter, InvalidField, PromptRequired, PromptTooLong
+
+PROMPT_LIMIT = 4000
+PRECOMPLIANCE_LIMIT = 2000
+SIZES = ((1024, 1024), (1344, 768), (768, 1344), (1216, 832), (832, 1216), (1152, 896), (896, 1152))
+DEFAULT_SIZE = (1344, 768)
+FORMATS = ("jpeg", "png", "webp", "avif")
+POSITIONS = ("top-left", "top-right", "center", "bottom-left", "bottom-right")
+#: Stray dashes that a warning is given for; a prompt of nothing else would be answered with a thousand.
+MAX_STRAY = 8
+
+_RUN = re.compile(r"run_[A-Za-z0-9_-]{1,128}")
+_CACHE = re.compile(r"cache_[0-9a-f]{32}")
+
+
+class RequestReader:
+    """Reads `generate` requests against a catalogue and the names of the rulesets."""
+
+    def __init__(
+        self, catalog: Catalog, *, rulesets: frozenset[str], unknown_character: str, unknown_ruleset: str
+    ) -> None:
+        self.rulesets = rulesets
+        self._catalog = catalog
+        self._unknown_character = unknown_character
+        self._unknown_ruleset = unknown_ruleset
+
+    def wish(self, fields: Fields, request_id: str) -> Wish:
+        """Raises a `BadRequest` that names what is wrong; fallbacks are noted in the wish."""
+        raw = fields.text("prompt")
+        # Blanks do not count, but nobody needs so many: a megabyte of them is not even looked at.
+        prompt = prompts.clean(raw[: 4 * PROMPT_LIMIT])
+        if not prompt:
+            raise PromptRequired
+        if len(prompt) > PROMPT_LIMIT or len(raw) > 4 * PROMPT_LIMIT:
+            raise PromptTooLong(fix=f"Send at most {PROMPT_LIMIT} characters; this prompt has {len(raw)}.")
+        parsed = prompts.parse(prompt)
+        for word in parsed.stray[:MAX_STRAY]:
+            fields.notices.append(
+                Notice(code="stray_dash", field="prompt", given=word, used="positive text; put a comma before -term")
+            )
+        model = self._model(fields)
+        character = self._character(fields, parsed.names, model)
+        if not parsed.positive and not character:
+            raise PromptRequired
+        explicit = prompts.explicit_negatives(fields.text("negative", most=PROMPT_LIMIT))
+        width, height = _size(fields)
+        wish = Wish(
+            surface="imgen",
+            public_id=f"run_{secrets.token_urlsafe(18)}",
+            request_id=request_id,
+            prompt=prompt,
+            text=parsed.positive,
+            model=model,
+            style=self._style(fields, model),
+            character=character,
+            negatives=parsed.negatives,
+            explicit_negative=explicit,
+            width=width,
+            height=height,
+            delivery=self._delivery(fields),
+            seed=_seed(fields),
+            steps=fields.integer("steps", 1, 150),
+            guidance=fields.decimal("guidance", 0.0, 30.0),
+        )
+        _without_effect(fields)
+        return replace(wish, notices=tuple(fields.notices))
+
+    def _model(self, fields: Fields) -> str:
+        return fields.choice("model", self._catalog.models, self._catalog.default_model)
+
+    def _style(self, fields: Fields, model: str) -> str:
+        wanted = fields.text("style").strip().lower()
+        style = self._catalog.style(model, wanted)
+        if wanted and style != wanted:
+            fields.note("fallback", "style", style)
+        return style
+
+    def _character(self, fields: Fields, names: tuple[str, ...], model: str) -> str:
+        allowed = self._catalog.characters_of(model)
+        known = [name for name in dict.fromkeys(names) if name in allowed]
+        for name in dict.fromkeys(names):
+            if name in allowed:
+                continue
+            if self._unknown_character == "error":
+                raise InvalidCharacter(fix=f"Use one of: {', '.join('@' + n for n in allowed) or '(none configured)'}.")
+            fields.notices.append(Notice(code="unknown_character", field="prompt", given=f"@{name}", used=""))
+        for name in known[1:]:
+            fields.notices.append(Notice(code="one_character", field="prompt", given=f"@{name}", used=f"@{known[0]}"))
+        return known[0] if known else ""
+
+    def _delivery(self, fields: Fields) -> Delivery:
+        return Delivery(
+            format=fields.choice("format", FORMATS, "jpeg"),
+            quality=fields.integer("quality", 1, 100, default=95) or 95,
+            lossless=fields.flag("lossless"),
+            ruleset=self._ruleset(fields),
+            precompliance=fields.text("precompliance", most=PRECOMPLIANCE_LIMIT),
+            credentials=Credentials(
+                author=prompts.clean(fields.text("cs_author", most=256)),
+                title=prompts.clean(fields.text("cs_title", most=256)),
+                description=prompts.clean(fields.text("cs_description", most=2000)),
+                organization=prompts.clean(fields.text("cs_organization", most=256)),
+                vendor=prompts.clean(fields.text("cs_vendor", most=256)),
+            ),
+        )
+
+    def _ruleset(self, fields: Fields) -> str:
+        wanted = fields.text("compliance_ruleset").strip()
+        if not wanted or wanted in self.rulesets:
+            return wanted or "default"
+        if self._unknown_ruleset == "error":
+            raise InvalidField(
+                "compliance_ruleset", "is not known here", fix=f"Use one of: {', '.join(sorted(self.rulesets))}."
+            )
+        fields.note("fallback", "compliance_ruleset", "default")
+        return "default"
+
+
+def job_id(body: Mapping[str, Any]) -> str:
+    """The job id of a request. ``prompt`` and ``model`` beside it are not read: the job's row is the truth (I24)."""
+    value = body.get("id")
+    if isinstance(value, str) and _RUN.fullmatch(value):
+        return value
+    if isinstance(value, str) and _CACHE.fullmatch(value):
+        raise CachedResultNotFound
+    raise BadId
+
+
+def _size(fields: Fields) -> tuple[int, int]:
+    """A valid pair, or the default. A missing half is filled with the default's (resolution I10)."""
+    width = fields.integer("width", 1, 16384, default=DEFAULT_SIZE[0])
+    height = fields.integer("height", 1, 16384, default=DEFAULT_SIZE[1])
+    if (width, height) in SIZES:
+        return width or 0, height or 0
+    used = f"{DEFAULT_SIZE[0]}x{DEFAULT_SIZE[1]}; valid: {', '.join(f'{w}x{h}' for w, h in SIZES)}"
+    fields.notices.append(Notice(code="fallback", field="width,height", given=f"{width}x{height}", used=used))
+    return DEFAULT_SIZE
+
+
+def _seed(fields: Fields) -> int | None:
+    """-1 and nothing both mean a random seed."""
+    seed = fields.integer("seed", -1, 2**31 - 1)
+    return None if seed == -1 else seed
+
+
+def _without_effect(fields: Fields) -> None:
+    """Fields whose feature this version lacks: checked like all others, then answered with a warning."""
+    fields.integer("cache_pick", 1, 10, default=5)
+    fields.choice("wm_position", POSITIONS, "bottom-right")
+    for name, least, most in (
+        ("wm_scale", 1, 100),
+        ("wm_transparency", 0, 100),
+        ("wm_rotation", -360, 360),
+        ("wm_padding_x", 0, 500),
+        ("wm_padding_y", 0, 500),
+    ):
+        fields.integer(name, least, most)
+    asked = [name for name in ("optimize", "use_cache", "cache_force") if fields.flag(name)]
+    asked += ["wm_image"] if fields.text("wm_image") else []
+    for name in asked:
+        fields.notices.append(Notice(code="no_effect", field=name, given=name, used="not available in this version"))
+
+
+def read_cursor(text: str) -> tuple[float, str] | None:
+    """The place in the list that a page ended at: (created_at, gen_id)."""
+    if not text:
+        return None
+    try:
+        when, _, gen_id = base64.urlsafe_b64decode(text[:256] + "=" * (-len(text) % 4)).decode("ascii").partition(":")
+        before = float(when)
+        if not re.fullmatch(r"[a-z0-9]{20}", gen_id) or not abs(before) < 1e12:
+            raise ValueError
+    except (ValueError, binascii.Error) as exc:
+        raise InvalidField("cursor", "is not one that jobs returned", fix='Send "next" of the last page.') from exc
+    return before, gen_id
