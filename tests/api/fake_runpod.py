@@ -45,6 +45,7 @@ class FakeRunPod(httpx.AsyncBaseTransport):
     forget: int = 0
     corrupt: int = 0
     inline: bool = False
+    warnings: tuple[str, ...] = ()
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     submitted: list[dict[str, Any]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -135,6 +136,7 @@ class FakeRunPod(httpx.AsyncBaseTransport):
             family="fake",
             revision="0",
             timings={"render": 0.01},
+            warnings=self.warnings,
         )
         job.update(status="COMPLETED", output=contract.result_to_wire(result))
 

@@ -233,3 +233,9 @@ async def test_nothing_but_deliverables_can_be_fetched(gateway):
 async def test_stray_dashes_are_kept_as_text_and_warned_of_a_few_times(gateway):
     job = await gateway.call("generate", prompt="a hill" + " -fog" * 100)
     assert [warning["code"] for warning in job["warnings"]] == ["stray_dash"] * 8
+
+
+async def test_what_the_worker_could_not_do_as_asked_is_made_visible(gateway):
+    gateway.runpod.warnings = ("The model takes 50 steps at most.",)
+    meta = await gateway.picture(steps=100)
+    assert [(w["code"], w["used"]) for w in meta["warnings"]] == [("worker", "The model takes 50 steps at most.")]

@@ -80,7 +80,7 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
         "created_at": iso(job.created_at),
         "timings": _timings(job),
         "request_id": job.request_id,
-        **warnings(job.notices),
+        **warnings([*job.notices, *(Notice(code="worker", field="", given="", used=w) for w in job.drawn.warnings)]),
     }
 
 
