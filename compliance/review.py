@@ -1,6 +1,6 @@
 """The review: a drawn picture gets a verdict, and without a verdict it goes nowhere.
 
-Reviewers say what they see (`Opinion`), a ruleset decides what of it blocks (`Verdict`). In this stage there are two:
+Reviewers say what they see (`Opinion`), a ruleset decides what of it blocks (`Verdict`). There are two:
 the picture check, which finds broken renders, and the text rules, applied once more to the prompt as it was really
 drawn, with everything that characters, styles and the optimiser added. A reviewer that looks at the content of the
 picture is one more class with the same method.
