@@ -12,7 +12,7 @@ x GatewayError
   + MethodNotAllowed
   + JobNotOpen                the job has ended, so it cannot be cancelled
   x Unavailable               somebody behind us does not answer; the job survives
-    + BackendUnavailable, StorageUnavailable, StoreUnavailable, ShuttingDown
+    + BackendUnavailable, StorageUnavailable, StoreUnavailable
   + BackendRefused            the GPU backend refused the job for good
   + FinishingFailed           a drawn picture could not be reviewed, encoded or signed
   + CatalogError, SettingsError   stop the start, never a request

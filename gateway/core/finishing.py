@@ -23,6 +23,7 @@ from compliance.picture import Blocked, Signed, decode
 from compliance.review import Case, Reviewer, Ruleset, review
 from compliance.sign import Claims, Provenance, Signer
 from compliance.verdict import Verdict
+from gateway.core import prompts
 from gateway.core.images import Credentials, Job, Outcome, RawPicture, Readiness, StoredPicture
 from gateway.core.ports import Storage
 from gateway.errors import FinishingFailed
@@ -148,15 +149,17 @@ class Finisher:
 
     def _polish(self, job: Job, raw: RawPicture, data: bytes, timings: dict[str, float]) -> Finished | Blocked:
         """The road itself. CPU work: runs in a thread."""
+        assert job.drawn is not None
         drawing, delivery = job.drawing, job.delivery
+        positive, negative = prompts.as_drawn(drawing.positive, drawing.negative, job.drawn.guidance)
         try:
             with _timed(timings, "decode"):
                 decoded = decode(data, raw.sha256)
             with _timed(timings, "review"):
                 case = Case(
                     raw=decoded,
-                    positive=drawing.positive,
-                    negative=drawing.negative,
+                    positive=positive,
+                    negative=negative,
                     width=drawing.width,
                     height=drawing.height,
                     ruleset=self._rulesets[delivery.ruleset],

@@ -68,5 +68,12 @@ def compose_negative(*, base: str, style: str, character: str, terms: Iterable[s
     return _join([base, style, character, *terms, explicit])
 
 
+def as_drawn(positive: str, negative: str, guidance: float | None) -> tuple[str, str]:
+    """What rules must read as asked for, and as left out: at guidance 1 and below nothing is pushed away from."""
+    if guidance is not None and guidance <= 1:
+        return _join([positive, negative]), ""
+    return positive, negative
+
+
 def _join(parts: Iterable[str]) -> str:
     return ", ".join(part for part in parts if part)

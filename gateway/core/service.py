@@ -161,10 +161,7 @@ class GenerationService:
 
     async def _refuse(self, caller: Caller, drawing: Drawing) -> None:
         """The prompt gate: what the words alone forbid, whatever ruleset, tier or key asks."""
-        positive, negative = drawing.positive, drawing.negative
-        if drawing.guidance is not None and drawing.guidance <= 1:
-            # Below guidance 1 a model draws what it should leave out.
-            positive, negative = f"{positive}, {negative}", ""
+        positive, negative = prompts.as_drawn(drawing.positive, drawing.negative, drawing.guidance)
         if len(positive) + len(negative) <= SHORT:
             found = self._gate.check(positive, negative)
         else:

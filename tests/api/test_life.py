@@ -205,6 +205,18 @@ async def test_a_blocked_picture_is_answered_as_printed_and_never_handed_out(gat
     assert not list((pictures / "out").rglob("*.*")) and not list((pictures / "raw").rglob("*.png"))
 
 
+async def test_the_review_reads_a_negative_that_nothing_pushes_away_from(gateway):
+    """At guidance 1 and below a negative is no promise to leave something out."""
+    words = "two nude people having sex"
+    ended = {}
+    for guidance in (4, 0.5):
+        job = await gateway.call(
+            "generate", prompt="a beach", negative=words, guidance=guidance, compliance_ruleset="strict"
+        )
+        ended[guidance] = (await gateway.ended(job["id"]))["compliance"]
+    assert ended == {4: "safe", 0.5: "unsafe"}
+
+
 async def test_raw_uploads_go_once_the_picture_is_out_and_the_master_stays(gateway):
     await gateway.picture()
     pictures = gateway.settings.data / "pictures"
