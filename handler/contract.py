@@ -10,11 +10,11 @@ Names, never paths or addresses of weights: what a model or LoRA name loads is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-VERSION = "1.0"
+VERSION = "1.1"
 MAJOR = 1
 
 #: A result above this many bytes of base64 does not fit RunPod's 10 MB answer; send pixels by upload instead.
@@ -35,7 +35,10 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """A picture to start from or to look at: a signed GET address and the hash its bytes must have."""
+    """A picture to start from (role ``init``) or to look at (``guide``): a signed GET address and its SHA-256 in hex.
+
+    ``strength`` is 0 to 1: how far away from an ``init`` the drawing may go, and how much a ``guide`` counts.
+    """
 
     url: str
     sha256: str
@@ -57,7 +60,7 @@ class Job:
 
     ``seed`` is the seed of the first picture; picture *i* uses ``seed + i``, so that each can be drawn again alone.
     ``uploads`` is empty or has ``n`` entries. ``deadline`` is in seconds since the epoch, UTC; the worker gives up
-    then.
+    then. ``preview_every`` asks for a small preview after so many steps; 0 for none. Nobody has reviewed a preview.
     """
 
     id: str
@@ -75,12 +78,17 @@ class Job:
     references: tuple[Reference, ...] = ()
     uploads: tuple[Upload, ...] = ()
     deadline: float | None = None
+    preview_every: int = 0
     version: str = VERSION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far the worker is. ``sequence`` only grows within one job: posts can arrive out of order."""
+    """How far the worker is. ``sequence`` only grows within one job: posts can arrive out of order.
+
+    ``total_steps`` are the steps of all pictures together and ``step`` those that are done of them; neither ever falls.
+    ``picture`` is the first one of those that are being drawn now. ``preview`` is the base64 of a small WebP of it.
+    """
 
     sequence: int
     phase: str
@@ -88,6 +96,7 @@ class Progress:
     pictures: int = 1
     step: int = 0
     total_steps: int = 0
+    preview: str | None = None
     version: str = VERSION
 
 
@@ -106,7 +115,10 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What was drawn, and with what. ``timings`` are seconds per phase; ``warnings`` are sentences."""
+    """What was drawn, and with what. ``timings`` are seconds per phase; ``warnings`` are sentences.
+
+    ``references`` is how many of the job's reference pictures had an effect.
+    """
 
     pictures: tuple[Picture, ...]
     steps: int
@@ -115,8 +127,19 @@ class Result:
     family: str
     revision: str
     negative_used: bool = True
+    loras: tuple[Lora, ...] = ()
+    references: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    version: str = VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inventory:
+    """What a worker answers to `ask_inventory`: its model and LoRA names, each with the family that it belongs to."""
+
+    models: Mapping[str, str]
+    loras: Mapping[str, str] = field(default_factory=dict)
     version: str = VERSION
 
 
@@ -188,12 +211,13 @@ def job_to_wire(job: Job) -> dict[str, Any]:
         "steps": job.steps,
         "guidance": job.guidance,
         "n": job.n,
-        "loras": [{"name": lora.name, "strength": lora.strength} for lora in job.loras],
+        "loras": _loras_to_wire(job.loras),
         "references": [
             {"url": r.url, "sha256": r.sha256, "role": r.role, "strength": r.strength} for r in job.references
         ],
         "uploads": [{"url": u.url, "headers": dict(u.headers)} for u in job.uploads],
         "deadline": job.deadline,
+        "preview_every": job.preview_every,
     }
 
 
@@ -225,10 +249,7 @@ def job_from_wire(wire: Mapping[str, Any]) -> Job:
         steps=None if wire.get("steps") is None else _get(wire, "steps", int),
         guidance=_number(wire, "guidance"),
         n=n,
-        loras=tuple(
-            Lora(name=_get(x, "name", str), strength=_number(x, "strength", 1.0) or 0.0)
-            for x in _objects(wire, "loras")
-        ),
+        loras=_loras_from_wire(wire),
         references=tuple(
             Reference(
                 url=_get(r, "url", str),
@@ -240,6 +261,18 @@ def job_from_wire(wire: Mapping[str, Any]) -> Job:
         ),
         uploads=uploads,
         deadline=_number(wire, "deadline"),
+        preview_every=max(0, _whole(wire, "preview_every", 0)),
+    )
+
+
+def _loras_to_wire(loras: Iterable[Lora]) -> list[dict[str, Any]]:
+    return [{"name": lora.name, "strength": lora.strength} for lora in loras]
+
+
+def _loras_from_wire(wire: Mapping[str, Any]) -> tuple[Lora, ...]:
+    return tuple(
+        Lora(name=_get(x, "name", str), strength=1.0 if x.get("strength") is None else _real(x, "strength"))
+        for x in _objects(wire, "loras")
     )
 
 
@@ -252,6 +285,7 @@ def progress_to_wire(progress: Progress) -> dict[str, Any]:
         "pictures": progress.pictures,
         "step": progress.step,
         "total_steps": progress.total_steps,
+        **({"preview": progress.preview} if progress.preview is not None else {}),
     }
 
 
@@ -266,6 +300,7 @@ def progress_from_wire(wire: Mapping[str, Any]) -> Progress:
         pictures=_whole(wire, "pictures", 1),
         step=_whole(wire, "step", 0),
         total_steps=_whole(wire, "total_steps", 0),
+        preview=None if wire.get("preview") is None else _get(wire, "preview", str),
     )
 
 
@@ -290,6 +325,8 @@ def result_to_wire(result: Result) -> dict[str, Any]:
         "family": result.family,
         "revision": result.revision,
         "negative_used": result.negative_used,
+        "loras": _loras_to_wire(result.loras),
+        "references": result.references,
         "timings": dict(result.timings),
         "warnings": list(result.warnings),
     }
@@ -325,8 +362,41 @@ def result_from_wire(wire: Mapping[str, Any]) -> Result:
         family=_get(wire, "family", str),
         revision=_get(wire, "revision", str),
         negative_used=wire.get("negative_used") is not False,
+        loras=_loras_from_wire(wire),
+        references=_whole(wire, "references", 0),
         timings={str(k): _real(timings, k) for k in timings},
         warnings=tuple(str(w) for w in warnings),
+    )
+
+
+def ask_inventory() -> dict[str, Any]:
+    """The input that asks a worker for its `Inventory` instead of for pictures."""
+    return {"version": VERSION, "ask": "inventory"}
+
+
+def asks_inventory(wire: Mapping[str, Any]) -> bool:
+    """Raises `ContractError` when it asks for something that nobody knows."""
+    if (asked := wire.get("ask")) is None:
+        return False
+    _major(wire)
+    if asked != "inventory":
+        raise ContractError(f"'ask' must be 'inventory' or absent, not {asked!r}")
+    return True
+
+
+def inventory_to_wire(inventory: Inventory) -> dict[str, Any]:
+    return {"version": inventory.version, "models": dict(inventory.models), "loras": dict(inventory.loras)}
+
+
+def inventory_from_wire(wire: Mapping[str, Any]) -> Inventory:
+    """Raises `ContractError`."""
+    _major(wire)
+    _get(wire, "models", Mapping)
+    models, loras = _object(wire, "models"), _object(wire, "loras")
+    return Inventory(
+        version=wire["version"],
+        models={str(name): str(family) for name, family in models.items()},
+        loras={str(name): str(family) for name, family in loras.items()},
     )
 
 

@@ -1,34 +1,62 @@
-"""``models.toml``: the model names that jobs may use, and what each one loads.
+"""``models.toml``: the model and LoRA names that jobs may use, and what each one loads.
 
-A file that is wrong stops the start with the key and the fix. The keys of a model:
+A file that is wrong stops the start with the key and the fix. The keys of a model, ``[models.NAME]``; a default that is
+not told here is the family's (`handler.families`):
 
 ``source``         a diffusers folder, absolute or relative to the file, or ``hub:owner/name`` of the Hugging Face hub
 ``revision``       of a hub model: the commit or tag to load
 ``variant``        the weights' variant, such as ``fp16``, where the folder has more than one
-``family``         what the answer calls it: ``sd15``, ``sdxl``, ``flux`` …; informational
+``family``         the family's name; a folder tells it itself, of a hub model it must be said
 ``dtype``          ``auto`` (float32 on a CPU, bfloat16 or float16 on a GPU), ``float32``, ``float16``, ``bfloat16``
 ``sampler``        a diffusers scheduler class instead of the folder's own
 ``steps``          when the job names none
-``max_steps``      more than this is drawn with this many, with a warning
+``max_steps``      more than this is drawn with this many, with a warning; 100
 ``guidance``       when the job names none
 ``negative``       whether the model heeds negative prompts
 ``size_multiple``  what the pipeline's width and height must be multiples of
-``scale``          the pipeline draws at the size divided by this, and every pixel becomes a square of this side
+``batch``          so many pictures of one job are drawn at once, fewer where the memory is not enough; 4
+``scale``          the pipeline draws at the size divided by this, and every pixel becomes a square of this side; 1
 ``palette``        a palette file, relative to the source folder, to whose colours the picture is snapped
-``cell``           with a palette: the side of one art pixel in the pipeline's picture
+``cell``           with a palette: the side of one art pixel in the pipeline's picture; 1
+``ip_adapter``     IP-Adapter weights, a file relative to models.toml, through which the model looks at references
+
+For speed and memory, of use on a GPU (docs/worker.md says when to take which):
+
+``compile``        ``torch.compile`` of the repeated blocks of the denoiser: slower first picture, faster others; false
+``attention``      a diffusers attention backend, such as ``flash`` or ``sage``, instead of torch's own
+``float8``         the denoiser's weights are kept in 8 bits and computed with in 16; false
+``step_cache``     skip steps that change little: a threshold for diffusers' first-block cache, such as 0.1; 0 is off
+``offload``        ``auto`` (parts wait in main memory only after the GPU's was not enough), ``always`` or ``never``
+
+The keys of a LoRA, ``[loras.NAME]``:
+
+``source``         a ``.safetensors`` file, absolute or relative to models.toml, or ``hub:owner/name/file.safetensors``
+``revision``       of a hub file: the commit or tag
+``family``         the family of models that it fits
+``sha256``         what the file's hash must be; not checked when absent
+
+Before all tables: ``warm`` (model names that are loaded before the first job; the first model), ``keep_loaded`` (so
+many models stay in memory; as many as are warm), ``warm_loras`` (LoRA names that are read before the first job) and
+``lora_memory_mb`` (so much main memory holds LoRAs that were used; 1024).
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from handler.families import FAMILIES, OTHER, Family, family_of
+
 _HUB = "hub:"
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
+_OFFLOADS = ("auto", "always", "never")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ModelsError(ValueError):
@@ -44,22 +72,41 @@ class Model:
     hub: bool = False
     revision: str | None = None
     variant: str | None = None
-    family: str = "unknown"
+    family: Family = OTHER
     dtype: str = "auto"
     sampler: str | None = None
-    steps: int = 30
+    steps: int = OTHER.steps
     max_steps: int = 100
-    guidance: float = 5.0
+    guidance: float = OTHER.guidance
     negative: bool = True
     size_multiple: int = 8
+    batch: int = 4
     scale: int = 1
     palette: Path | None = None
     cell: int = 1
+    ip_adapter: Path | None = None
+    compile: bool = False
+    attention: str | None = None
+    float8: bool = False
+    step_cache: float = 0.0
+    offload: str = "auto"
 
     @property
     def grid(self) -> int:
         """Width and height of a picture are multiples of this."""
         return self.size_multiple * self.scale
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSource:
+    """One LoRA name of the file. ``source`` is an absolute path, or ``owner/name/path`` where ``hub`` is set."""
+
+    name: str
+    source: str
+    family: Family
+    hub: bool = False
+    revision: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +116,10 @@ class Models:
     by_name: Mapping[str, Model]
     warm: tuple[str, ...]
     keep_loaded: int
+    loras: Mapping[str, LoraSource] = field(default_factory=dict)
+    warm_loras: tuple[str, ...] = ()
+    lora_memory: int = 1024 * 2**20
+    """Bytes."""
 
 
 def read_models(path: Path) -> Models:
@@ -86,23 +137,44 @@ def read_models(path: Path) -> Models:
     by_name = {
         name: _model(name, _Table(table, f"{path}: models.{name}."), path.parent) for name, table in tables.items()
     }
-    warm = tuple(top.take("warm", list, [next(iter(by_name))]))
-    for name in warm:
-        if not isinstance(name, str) or name not in by_name:
-            raise ModelsError(f"{path}: warm names {name!r}, which is no model; write one of {', '.join(by_name)}")
+    warm = _names(top, "warm", by_name, [next(iter(by_name))])
     keep_loaded = top.take("keep_loaded", int, max(1, len(warm)))
     if keep_loaded < max(1, len(warm)):
         raise ModelsError(f"{path}: keep_loaded is {keep_loaded}, too few; write at least {max(1, len(warm))}")
+    loras = {
+        name: _lora(name, _Table(table, f"{path}: loras.{name}."), path.parent)
+        for name, table in top.take("loras", dict, {}).items()
+    }
+    warm_loras = _names(top, "warm_loras", loras, [])
+    lora_memory = top.at_least(1, "lora_memory_mb", 1024) * 2**20
     top.done()
-    return Models(by_name=by_name, warm=warm, keep_loaded=keep_loaded)
+    return Models(
+        by_name=by_name,
+        warm=warm,
+        keep_loaded=keep_loaded,
+        loras=loras,
+        warm_loras=warm_loras,
+        lora_memory=lora_memory,
+    )
+
+
+def _names(top: _Table, key: str, known: Mapping[str, Any], default: list[str]) -> tuple[str, ...]:
+    names = tuple(top.take(key, list, default))
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise top.wrong(key, f"{name!r} has no table of its own; write one of {', '.join(known) or '(none)'}")
+    return names
 
 
 def _model(name: str, table: _Table, base: Path) -> Model:
     source = table.take("source", str)
     hub = source.startswith(_HUB)
     folder = base / source
+    family = _family(table)
     if hub:
         source = source.removeprefix(_HUB)
+        if family is None:
+            raise table.wrong("family", f"of a hub model it must be said; write one of {', '.join(FAMILIES)}")
     elif not (folder / "model_index.json").is_file():
         raise table.wrong(
             "source",
@@ -110,12 +182,13 @@ def _model(name: str, table: _Table, base: Path) -> Model:
         )
     else:
         source = str(folder.resolve())
+        family = family or family_of(_pipeline(folder, table))
     palette = table.take("palette", str, None)
     if palette is not None and (hub or not (folder / palette).is_file()):
         raise table.wrong("palette", f"{palette!r} is no file in the source folder; correct it or leave it out")
-    dtype = table.take("dtype", str, "auto")
-    if dtype not in _DTYPES:
-        raise table.wrong("dtype", f"{dtype!r} is unknown; write one of {', '.join(_DTYPES)}")
+    ip_adapter = table.take("ip_adapter", str, None)
+    if ip_adapter is not None and not (base / ip_adapter).is_file():
+        raise table.wrong("ip_adapter", f"{ip_adapter!r} is no file beside models.toml; correct it or leave it out")
     max_steps = table.at_least(1, "max_steps", 100)
     model = Model(
         name=name,
@@ -123,26 +196,73 @@ def _model(name: str, table: _Table, base: Path) -> Model:
         hub=hub,
         revision=table.take("revision", str, None),
         variant=table.take("variant", str, None),
-        family=table.take("family", str, "unknown"),
-        dtype=dtype,
+        family=family,
+        dtype=table.one_of(_DTYPES, "dtype", "auto"),
         sampler=table.take("sampler", str, None),
-        steps=table.at_least(1, "steps", min(30, max_steps)),
+        steps=table.at_least(1, "steps", min(family.steps, max_steps)),
         max_steps=max_steps,
-        guidance=float(table.take("guidance", (int, float), 5.0)),
-        negative=table.take("negative", bool, True),
-        size_multiple=table.at_least(1, "size_multiple", 8),
+        guidance=table.at_least_zero("guidance", family.guidance),
+        negative=table.take("negative", bool, family.negative),
+        size_multiple=table.at_least(1, "size_multiple", family.size_multiple),
+        batch=table.at_least(1, "batch", 4),
         scale=table.at_least(1, "scale", 1),
         palette=None if palette is None else (folder / palette).resolve(),
         cell=table.at_least(1, "cell", 1),
+        ip_adapter=None if ip_adapter is None else (base / ip_adapter).resolve(),
+        compile=table.take("compile", bool, False),
+        attention=table.take("attention", str, None),
+        float8=table.take("float8", bool, False),
+        step_cache=table.at_least_zero("step_cache", 0.0),
+        offload=table.one_of(_OFFLOADS, "offload", "auto"),
     )
     table.done()
     if model.steps > model.max_steps:
         raise table.wrong("steps", f"{model.steps} is more than max_steps; write at most {model.max_steps}")
     if model.size_multiple % model.cell:
         raise table.wrong("cell", f"{model.cell} does not divide size_multiple, {model.size_multiple}; correct one")
-    if not model.guidance >= 0:
-        raise table.wrong("guidance", "it must be 0 or more; 0 or 1 mean no guidance")
     return model
+
+
+def _pipeline(folder: Path, table: _Table) -> str:
+    """The pipeline class that a diffusers folder is for."""
+    try:
+        return str(json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise table.wrong("source", f"its model_index.json names no pipeline class: {exc!r}") from None
+
+
+def _family(table: _Table) -> Family | None:
+    name = table.one_of(FAMILIES, "family", None)
+    return None if name is None else FAMILIES[name]
+
+
+def _lora(name: str, table: _Table, base: Path) -> LoraSource:
+    source = table.take("source", str)
+    hub = source.startswith(_HUB)
+    if not source.endswith(".safetensors"):
+        raise table.wrong(
+            "source", f"{source!r} is no .safetensors file; other formats can run code when they are read"
+        )
+    if hub and source.count("/") < 2:
+        raise table.wrong("source", f"{source!r} names no file; write hub:owner/name/file.safetensors")
+    if not hub and not (base / source).is_file():
+        raise table.wrong("source", f"{str(base / source)!r} is no file; correct it, or get it with imgen models pull")
+    sha256 = table.take("sha256", str, None)
+    if sha256 is not None and not _SHA256.fullmatch(sha256):
+        raise table.wrong("sha256", "it must be 64 lower-case hexadecimal digits; sha256sum prints them")
+    family = _family(table)
+    if family is None:
+        raise table.wrong("family", f"it is missing; write the family that it was trained for: {', '.join(FAMILIES)}")
+    lora = LoraSource(
+        name=name,
+        source=source.removeprefix(_HUB) if hub else str((base / source).resolve()),
+        family=family,
+        hub=hub,
+        revision=table.take("revision", str, None),
+        sha256=sha256,
+    )
+    table.done()
+    return lora
 
 
 class _Table:
@@ -170,6 +290,18 @@ class _Table:
         value: int = self.take(key, int, default)
         if value < least:
             raise self.wrong(key, f"{value} is too small; write {least} or more")
+        return value
+
+    def at_least_zero(self, key: str, default: float) -> float:
+        value = float(self.take(key, (int, float), default))
+        if not 0 <= value < float("inf"):
+            raise self.wrong(key, f"{value} is no number of 0 or more")
+        return value
+
+    def one_of(self, choices: Iterable[str], key: str, default: str | None) -> Any:
+        value = self.take(key, str, default)
+        if value is not None and value not in choices:
+            raise self.wrong(key, f"{value!r} is unknown; write one of {', '.join(choices)}")
         return value
 
     def done(self) -> None:
