@@ -5,15 +5,19 @@ job (its stop channel said so), the thread is told to stop and waited for, so th
 
 The codes of a `Failure`, with a plus where the same job can succeed later:
 
-``bad_job``          the job breaks the contract, or asks for a size, seed, step count or guidance that can't be drawn
-``unknown_model``    ``models.toml`` has no such name; the message lists those it has
-``unknown_lora``     the same for a LoRA
-``unsupported``      the worker can't do this yet: references
-``too_large``        the pictures don't fit an answer and the job has no upload addresses
-``deadline``         the job's deadline passed
-``out_of_memory`` +  the device has not enough memory for this picture
-``upload_failed`` +  a picture could not be delivered (without the plus if its address is malformed)
-``internal`` +       anything else; the reason is in the log, under the job's id
+``bad_job``             the job breaks the contract, or asks for something that can't be drawn; the message says what
+``unknown_model``       ``models.toml`` has no such name; the message lists those it has
+``unknown_lora``        the same for a LoRA
+``lora_unfit``          the LoRA is for another family, damaged, or of a kind that can't be worn
+``reference_failed`` +  a reference can't be fetched (without the plus if it is not what was ordered, or no picture)
+``too_large``           the pictures don't fit an answer and the job has no upload addresses
+``deadline``            the job's deadline passed
+``out_of_memory`` +     the device has not enough memory for this picture, even alone and with all parts saved
+``device_lost`` +       the GPU's context is broken; this process ends and another one takes the job
+``upload_failed`` +     a picture could not be delivered (without the plus if its address is malformed)
+``internal`` +          anything else; the reason is in the log, under the job's id
+
+An input that asks for the inventory (`handler.contract.ask_inventory`) is answered with names and draws nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +26,9 @@ import asyncio
 import base64
 import hashlib
 import io
-import itertools
-import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,40 +37,32 @@ from typing import Any, TypeVar
 import aiohttp
 from PIL import Image
 
+from handler import references
 from handler.contract import (
     INLINE_LIMIT,
     ContractError,
     Failure,
+    Inventory,
     Job,
     Picture,
-    Progress,
     Result,
+    asks_inventory,
     failure_to_wire,
+    inventory_to_wire,
     job_from_wire,
-    progress_to_wire,
     result_to_wire,
 )
-from handler.drawing import Order, OutOfMemory, Renderer, Stopped
+from handler.drawing import DeviceLost, LoraUnfit, Order, OutOfMemory, Renderer, Stopped
 from handler.log import fields, log
 from handler.models import Model, Models
+from handler.plan import Plan, Refused, plan
+from handler.progress import Reporter
+from handler.references import ReferenceFailed
 from handler.uploads import PATIENCE, UploadFailed, put_picture
 
 T = TypeVar("T")
 Report = Callable[[dict[str, Any], dict[str, Any]], object]
 """Posts (the SDK's job, a `Progress` on the wire); called in the thread that draws. The SDK's ``progress_update``."""
-
-_REPORT_EVERY = 0.25
-"""Seconds between two progress posts: the SDK starts a thread and a connection for each."""
-
-_LARGEST_SEED = 2**63 - 1
-
-
-class Refused(Exception):
-    """The job ends here, for a reason that the client is told."""
-
-    def __init__(self, code: str, message: str, *, retryable: bool = False) -> None:
-        super().__init__(message)
-        self.failure = Failure(code=code, message=message, retryable=retryable)
 
 
 class Shelf:
@@ -96,29 +90,6 @@ class Shelf:
         return renderer
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """What a job comes to with its model's defaults and limits."""
-
-    job: Job
-    model: Model
-    steps: int
-    guidance: float
-    negative: str | None
-    warnings: tuple[str, ...]
-
-    def order(self, index: int) -> Order:
-        return Order(
-            positive=self.job.positive,
-            negative=self.negative,
-            width=self.job.width,
-            height=self.job.height,
-            seed=self.job.seed + index,
-            steps=self.steps,
-            guidance=self.guidance,
-        )
-
-
 @dataclass(slots=True)
 class _Stop:
     """Says to the drawing thread, between two steps, whether to go on."""
@@ -137,29 +108,41 @@ class _Stop:
         return None if self.deadline is None else max(0.0, self.deadline - self.now())
 
 
-class _Reporter:
-    """Posts progress: the first step, the last one, and a few a second between them."""
+class _Watch:
+    """Looks on for one job: passes progress on, says when to stop, keeps what there is to say about the pictures."""
 
-    def __init__(self, post: Callable[[dict[str, Any]], object], *, pictures: int, first: int) -> None:
-        self._post = post
-        self._pictures = pictures
-        self._sequence = itertools.count(first)
-        self._last = -math.inf
+    def __init__(self, reporter: Reporter, stop: _Stop) -> None:
+        self._stop = stop
+        self.step = reporter.drawing
+        self.preview = reporter.preview
+        self.warnings: list[str] = []
+        self.references = 0
 
-    def __call__(self, phase: str, *, picture: int = 0, step: int = 0, total: int = 0) -> None:
-        is_last = picture == self._pictures - 1 and step == total
-        if time.monotonic() - self._last < _REPORT_EVERY and not is_last:
-            return
-        self._last = time.monotonic()
-        progress = Progress(
-            sequence=next(self._sequence),
-            phase=phase,
-            picture=picture,
-            pictures=self._pictures,
-            step=step,
-            total_steps=total,
-        )
-        self._post(progress_to_wire(progress))
+    def stopping(self) -> bool:
+        return self._stop()
+
+    def warn(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+
+    def used_references(self, count: int) -> None:
+        self.references = count
+
+
+@dataclass(slots=True)
+class _Timings:
+    """Seconds per phase."""
+
+    fetch: float = 0.0
+    load: float = 0.0
+    draw: float = 0.0
+    encode: float = 0.0
+    upload: float = 0.0
+
+    def rounded(self) -> dict[str, float]:
+        phases = {name: round(getattr(self, name), 4) for name in ("fetch", "load", "draw", "encode", "upload")}
+        # Most jobs have no references to fetch.
+        return phases if phases["fetch"] else {name: seconds for name, seconds in phases.items() if name != "fetch"}
 
 
 class Worker:
@@ -180,6 +163,8 @@ class Worker:
         self._now = now
         self._upload_patience = upload_patience
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="draw")
+        #: The GPU's context is broken: this process can draw nothing more and should end.
+        self.lost = False
 
     def warm(self) -> None:
         """Load the models that must be there before the first job. Raises what the loader raises."""
@@ -197,7 +182,10 @@ class Worker:
         started = time.perf_counter()
         about = {"requestId": str(sdk_job.get("id", ""))}
         try:
-            job = job_from_wire(_input(sdk_job))
+            wire = _input(sdk_job)
+            if asks_inventory(wire):
+                return inventory_to_wire(_inventory(self._models))
+            job = job_from_wire(wire)
             about |= {"job": job.id, "request_id": job.request_id, "model": job.model}
             log.info("job started", extra=fields(**about, n=job.n, size=f"{job.width}x{job.height}"))
             log.debug("job prompt", extra=fields(**about, positive=job.positive, negative=job.negative))
@@ -205,68 +193,94 @@ class Worker:
         except asyncio.CancelledError:
             log.info("job cancelled", extra=fields(**about, seconds=_since(started)))
             raise
-        except (Refused, ContractError, OutOfMemory) as exc:
+        except DeviceLost as exc:
+            self.lost = True
+            log.error("device lost", extra=fields(**about, reason=str(exc.__cause__ or exc), seconds=_since(started)))
+            return {**_answer(_DEVICE_LOST), "refresh_worker": True}
+        except (Refused, ContractError, OutOfMemory, LoraUnfit, ReferenceFailed) as exc:
             failure = _failure(exc)
             about |= {"code": failure.code, "reason": failure.message}
             log.warning("job failed", extra=fields(**about, seconds=_since(started)))
-            return {"error": failure.message, "failure": failure_to_wire(failure)}
+            return _answer(failure)
         except Exception:  # noqa: BLE001 - the SDK would send the client our traceback, with its paths
             log.exception("job failed", extra=fields(**about, code=_INTERNAL.code, seconds=_since(started)))
-            return {"error": _INTERNAL.message, "failure": failure_to_wire(_INTERNAL)}
+            return _answer(_INTERNAL)
         log.info("job finished", extra=fields(**about, seconds=_since(started), timings=dict(result.timings)))
         return result_to_wire(result)
 
     async def _run(self, sdk_job: dict[str, Any], job: Job) -> Result:
-        plan = _plan(job, self._models.by_name)
+        if self.lost:
+            raise DeviceLost
+        planned = plan(job, self._models)
         stop = _Stop(job.deadline, self._now)
         if stop.late():
             raise Refused("deadline", _LATE)
-        timings = {"load": 0.0, "draw": 0.0, "encode": 0.0, "upload": 0.0}
-        reporter = _Reporter(
+        timings = _Timings()
+        reporter = Reporter(
             lambda progress: self._report and self._report(sdk_job, progress),
             pictures=job.n,
             # Counts on across attempts too: a job that lost its worker is started again by another one, later.
             first=int(self._now() * 1000),
         )
+        watch = _Watch(reporter, stop)
         pictures: list[Picture] = []
-        inline = 0
-        begun = time.perf_counter()
-        renderer = await self._in_thread(partial(self._renderer, plan.model, reporter), stop)
-        timings["load"] = time.perf_counter() - begun
         try:
             async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as uploads:
-                for index in range(job.n):
-                    draw = partial(_draw, renderer, plan, index, reporter, stop, timings)
-                    png = await self._in_thread(draw, stop)
-                    data = None
-                    if job.uploads:
-                        # The next picture is drawn while this one travels.
+                order = await self._order(session, planned, stop, timings)
+                renderer = await self._in_thread(partial(self._renderer, planned.model, reporter, timings), stop)
+                loop = asyncio.get_running_loop()
+
+                def start_upload(index: int, png: bytes) -> None:
+                    # After a failed upload the group takes no more, and nothing more is wanted.
+                    if not stop.told.is_set():
                         uploads.create_task(self._upload(session, job, index, png, stop, timings))
+
+                def deliver(index: int, png: bytes) -> None:
+                    """Called in the drawing thread: the next picture is drawn while this one travels."""
+                    if job.uploads:
+                        loop.call_soon_threadsafe(start_upload, index, png)
+                        pictures.append(_picture(job, index, png))
                     else:
                         data = base64.b64encode(png).decode("ascii")
-                        inline += len(data)
-                        if inline > INLINE_LIMIT:
+                        if sum(len(each.data or "") for each in pictures) + len(data) > INLINE_LIMIT:
                             raise Refused("too_large", _TOO_LARGE)
-                    pictures.append(_picture(job, index, png, data))
+                        pictures.append(_picture(job, index, png, data))
+
+                await self._in_thread(partial(_draw, renderer, order, watch, stop, timings, deliver), stop)
         except ExceptionGroup as group:
             # The first fault ended the others; it alone is worth telling.
             raise group.exceptions[0] from None
         return Result(
             pictures=tuple(pictures),
-            steps=plan.steps,
-            guidance=plan.guidance,
+            steps=planned.steps,
+            guidance=planned.guidance,
             sampler=renderer.sampler,
-            family=plan.model.family,
+            family=planned.model.family.name,
             revision=renderer.revision,
-            negative_used=plan.negative is not None,
-            timings={phase: round(seconds, 4) for phase, seconds in timings.items()},
-            warnings=plan.warnings + _cut(renderer, plan),
+            negative_used=planned.negative is not None,
+            loras=planned.loras,
+            references=watch.references,
+            timings=timings.rounded(),
+            warnings=(*planned.warnings, *watch.warnings, *_cut(renderer, planned)),
         )
 
-    def _renderer(self, model: Model, report: _Reporter) -> Renderer:
+    async def _order(self, session: aiohttp.ClientSession, planned: Plan, stop: _Stop, timings: _Timings) -> Order:
+        begun = time.perf_counter()
+        try:
+            async with asyncio.timeout(stop.seconds_left()):
+                guides = await references.fetch(session, planned.job.references)
+        except TimeoutError:
+            raise Refused("deadline", _LATE) from None
+        timings.fetch = time.perf_counter() - begun if guides else 0.0
+        return planned.order(guides)
+
+    def _renderer(self, model: Model, reporter: Reporter, timings: _Timings) -> Renderer:
+        begun = time.perf_counter()
         if model.name not in self._shelf:
-            report("loading")
-        return self._shelf.take(model)
+            reporter.loading()
+        renderer = self._shelf.take(model)
+        timings.load = time.perf_counter() - begun
+        return renderer
 
     async def _in_thread(self, work: Callable[[], T], stop: _Stop) -> T:
         """Does the work in the drawing thread, which is stopped and waited for if this task is cancelled."""
@@ -285,57 +299,71 @@ class Worker:
             raise
 
     async def _upload(
-        self, session: aiohttp.ClientSession, job: Job, index: int, png: bytes, stop: _Stop, timings: dict[str, float]
+        self, session: aiohttp.ClientSession, job: Job, index: int, png: bytes, stop: _Stop, timings: _Timings
     ) -> None:
         begun = time.perf_counter()
         try:
             async with asyncio.timeout(stop.seconds_left()):
                 await put_picture(session, job.uploads[index], png, patience=self._upload_patience)
         except UploadFailed as exc:
+            stop.told.set()
             raise Refused("upload_failed", f"picture {index}: {exc}", retryable=exc.retryable) from exc
         except TimeoutError:
+            stop.told.set()
             raise Refused("deadline", _LATE) from None
-        timings["upload"] += time.perf_counter() - begun
+        timings.upload += time.perf_counter() - begun
 
 
 _LATE = "the job's deadline passed before the picture was delivered"
 #: Of an unexpected fault the client is told nothing: its message can hold paths.
 _INTERNAL = Failure(code="internal", message="the worker failed; its log has the reason", retryable=True)
+_DEVICE_LOST = Failure(
+    code="device_lost", message="the worker's GPU failed; another worker can draw this", retryable=True
+)
 _TOO_LARGE = (
     f"the pictures are larger than the {INLINE_LIMIT // 1_000_000} MB that an answer may carry;"
     " send one upload address per picture"
 )
 
 
-def _cut(renderer: Renderer, plan: _Plan) -> tuple[str, ...]:
-    prompts = {"prompt": plan.job.positive, "negative prompt": plan.negative or ""}
+def _inventory(models: Models) -> Inventory:
+    return Inventory(
+        models={name: model.family.name for name, model in models.by_name.items()},
+        loras={name: lora.family.name for name, lora in models.loras.items()},
+    )
+
+
+def _cut(renderer: Renderer, planned: Plan) -> tuple[str, ...]:
+    prompts = {"prompt": planned.job.positive, "negative prompt": planned.negative or ""}
     return tuple(
-        f"the {which} is longer than {plan.model.name} reads; its end had no effect"
+        f"the {which} is longer than {planned.model.name} reads; its end had no effect"
         for which, prompt in prompts.items()
         if renderer.cuts(prompt)
     )
 
 
 def _draw(
-    renderer: Renderer, plan: _Plan, index: int, reporter: _Reporter, stop: _Stop, timings: dict[str, float]
-) -> bytes:
-    """One picture as a PNG. Runs in the drawing thread."""
-    begun = time.perf_counter()
+    renderer: Renderer,
+    order: Order,
+    watch: _Watch,
+    stop: _Stop,
+    timings: _Timings,
+    deliver: Callable[[int, bytes], None],
+) -> None:
+    """All pictures, each delivered as a PNG as soon as it is there. Runs in the drawing thread, to its end."""
+    mark = time.perf_counter()
     try:
-        image = renderer.draw(
-            plan.order(index),
-            lambda step, total: reporter("drawing", picture=index, step=step, total=total),
-            stop,
-        )
+        for index, image in enumerate(renderer.draw(order, watch)):
+            drawn = time.perf_counter()
+            png = _png(image)
+            timings.draw += drawn - mark
+            mark = time.perf_counter()
+            timings.encode += mark - drawn
+            deliver(index, png)
     except Stopped:
         if stop.late():
             raise Refused("deadline", _LATE) from None
         raise
-    drawn = time.perf_counter()
-    png = _png(image)
-    timings["draw"] += drawn - begun
-    timings["encode"] += time.perf_counter() - drawn
-    return png
 
 
 def _png(image: Image.Image) -> bytes:
@@ -345,7 +373,7 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(job: Job, index: int, png: bytes, data: str | None) -> Picture:
+def _picture(job: Job, index: int, png: bytes, data: str | None = None) -> Picture:
     return Picture(
         index=index,
         seed=job.seed + index,
@@ -357,54 +385,20 @@ def _picture(job: Job, index: int, png: bytes, data: str | None) -> Picture:
     )
 
 
-def _plan(job: Job, models: Mapping[str, Model]) -> _Plan:
-    """Raises `Refused` for everything that can be known before a step is drawn."""
-    model = models.get(job.model)
-    if model is None:
-        raise Refused("unknown_model", f"no model named {job.model!r} on this worker; it has: {_names(models)}")
-    if job.loras:
-        raise Refused("unknown_lora", f"no LoRA named {job.loras[0].name!r} on this worker; it has none")
-    if job.references:
-        raise Refused("unsupported", "this worker draws from text alone; send the job without references")
-    if job.width % model.grid or job.height % model.grid:
-        raise Refused(
-            "bad_job",
-            f"{model.name} draws sizes in multiples of {model.grid}; {job.width}x{job.height} is not one,"
-            f" the nearest is {_nearest(job.width, model.grid)}x{_nearest(job.height, model.grid)}",
-        )
-    if not 0 <= job.seed <= _LARGEST_SEED - job.n:
-        raise Refused("bad_job", f"'seed' must be 0 to 2**63 - 1, not {job.seed}")
-    warnings = []
-    steps = model.steps if job.steps is None else job.steps
-    if steps < 1:
-        raise Refused("bad_job", f"'steps' must be 1 or more, not {steps}")
-    if steps > model.max_steps:
-        warnings.append(f"{model.name} draws with at most {model.max_steps} steps; {steps} were asked for")
-        steps = model.max_steps
-    guidance = model.guidance if job.guidance is None else job.guidance
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise Refused("bad_job", f"'guidance' must be a number of 0 or more, not {guidance}")
-    # Without guidance a pipeline never looks at the negative prompt.
-    heeds = model.negative and guidance > 1
-    if job.negative and not heeds:
-        why = "with a guidance of 1 or less" if model.negative else "at all"
-        warnings.append(f"{model.name} heeds no negative prompt {why}; it was left out")
-    return _Plan(
-        job=job,
-        model=model,
-        steps=steps,
-        guidance=guidance,
-        negative=job.negative if heeds else None,
-        warnings=tuple(warnings),
-    )
+def _answer(failure: Failure) -> dict[str, Any]:
+    return {"error": failure.message, "failure": failure_to_wire(failure)}
 
 
-def _failure(exc: Refused | ContractError | OutOfMemory) -> Failure:
+def _failure(exc: Refused | ContractError | OutOfMemory | LoraUnfit | ReferenceFailed) -> Failure:
     match exc:
         case Refused():
             return exc.failure
         case ContractError():
             return Failure(code="bad_job", message=str(exc))
+        case LoraUnfit():
+            return Failure(code="lora_unfit", message=str(exc))
+        case ReferenceFailed():
+            return Failure(code="reference_failed", message=str(exc), retryable=exc.retryable)
         case OutOfMemory():
             return Failure(
                 code="out_of_memory",
@@ -418,15 +412,6 @@ def _input(sdk_job: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise ContractError(f"'input' must be an object, not {type(given).__name__}")
     return given
-
-
-def _nearest(length: int, grid: int) -> int:
-    """The nearest multiple that is no picture of nothing."""
-    return max(grid, (length + grid // 2) // grid * grid)
-
-
-def _names(models: Iterable[str]) -> str:
-    return ", ".join(sorted(models))
 
 
 def _since(started: float) -> float:

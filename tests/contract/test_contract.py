@@ -15,6 +15,7 @@ from handler import contract
 from handler.contract import (
     ContractError,
     Failure,
+    Inventory,
     Job,
     Lora,
     Picture,
@@ -30,6 +31,7 @@ SHA_B = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
 #: What each recorded sample means. A sample is never edited; a new one is added beside it.
 MEANINGS: dict[str, Any] = {
     "job": Job(
+        version="1.0",
         id="run_5Q0xR2mVb8",
         request_id="req_7f3a",
         model="builtin",
@@ -50,6 +52,7 @@ MEANINGS: dict[str, Any] = {
         deadline=1795176000.5,
     ),
     "job-smallest": Job(
+        version="1.0",
         id="run_1",
         request_id="",
         model="builtin",
@@ -59,8 +62,11 @@ MEANINGS: dict[str, Any] = {
         height=1024,
         seed=1,
     ),
-    "progress": Progress(sequence=1795176000123, phase="drawing", picture=1, pictures=2, step=7, total_steps=14),
+    "progress": Progress(
+        version="1.0", sequence=1795176000123, phase="drawing", picture=1, pictures=2, step=7, total_steps=14
+    ),
     "result": Result(
+        version="1.0",
         pictures=(
             Picture(index=0, seed=41, sha256=SHA_A, width=1344, height=768, bytes=20311),
             Picture(index=1, seed=42, sha256=SHA_B, width=1344, height=768, bytes=19004),
@@ -75,6 +81,7 @@ MEANINGS: dict[str, Any] = {
         warnings=("builtin draws with at most 50 steps; 80 were asked for",),
     ),
     "result-inline": Result(
+        version="1.0",
         pictures=(Picture(index=0, seed=1, sha256=SHA_A, width=64, height=64, bytes=8, data="iVBORw0KGgo="),),
         steps=4,
         guidance=5.0,
@@ -83,9 +90,47 @@ MEANINGS: dict[str, Any] = {
         revision="main",
     ),
     "failure": Failure(
+        version="1.0",
         code="out_of_memory",
         message="the worker has not enough memory for this picture now; try a smaller size or try again",
         retryable=True,
+    ),
+    "job-1.1": Job(
+        version="1.1",
+        id="run_1",
+        request_id="req_1",
+        model="builtin",
+        positive="a house",
+        negative="",
+        width=1024,
+        height=1024,
+        seed=1,
+        references=(Reference(url="https://gateway.example/raw/b?sig=4", sha256=SHA_B, role="guide", strength=1.0),),
+        preview_every=5,
+    ),
+    "progress-1.1": Progress(
+        version="1.1",
+        sequence=1795176000124,
+        phase="drawing",
+        picture=2,
+        pictures=4,
+        step=33,
+        total_steps=56,
+        preview="UklGRiQAAABXRUJQ",
+    ),
+    "result-1.1": Result(
+        version="1.1",
+        pictures=(Picture(index=0, seed=1, sha256=SHA_A, width=64, height=64, bytes=8),),
+        steps=4,
+        guidance=5.0,
+        sampler="EulerDiscreteScheduler",
+        family="sdxl",
+        revision="main",
+        loras=(Lora(name="aya", strength=0.8),),
+        references=1,
+    ),
+    "inventory-1.1": Inventory(
+        version="1.1", models={"builtin": "sd15", "xl": "sdxl"}, loras={"aya": "sd15", "bella": "sd15"}
     ),
 }
 
@@ -94,6 +139,7 @@ KINDS: dict[type, tuple[Callable[[Any], dict[str, Any]], Callable[[Any], Any]]] 
     Progress: (contract.progress_to_wire, contract.progress_from_wire),
     Result: (contract.result_to_wire, contract.result_from_wire),
     Failure: (contract.failure_to_wire, contract.failure_from_wire),
+    Inventory: (contract.inventory_to_wire, contract.inventory_from_wire),
 }
 
 samples = pytest.mark.parametrize("name", sorted(MEANINGS))
@@ -128,17 +174,20 @@ def test_keys_of_a_newer_minor_version_are_passed_over(name: str) -> None:
     read = reader(name)(wire)
     assert read.version == "1.9"
     write, _ = KINDS[type(read)]
-    assert write(read) | {"version": "1.0"} == write(MEANINGS[name])
+    assert write(read) | {"version": MEANINGS[name].version} == write(MEANINGS[name])
+
+
+_MAPS = {"headers", "timings", "models", "loras"}
 
 
 def _with_news(value: Any) -> Any:
-    """The same message with an unknown key in every object but ``headers`` and ``timings``, which are maps."""
+    """The same message with an unknown key in every object that is no map."""
     if isinstance(value, list):
         return [_with_news(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {"a key of tomorrow": {"x": 1}} | {
-        key: item if key in {"headers", "timings"} else _with_news(item) for key, item in value.items()
+        key: item if key in _MAPS and isinstance(item, dict) else _with_news(item) for key, item in value.items()
     }
 
 
@@ -224,6 +273,7 @@ def jobs(draw: st.DrawFn) -> Job:
         references=tuple(draw(st.lists(references, max_size=3))),
         uploads=tuple(draw(st.just([]) | st.lists(uploads, min_size=n, max_size=n))),
         deadline=draw(optional(numbers)),
+        preview_every=draw(st.integers(0, 100)),
     )
 
 
@@ -246,6 +296,8 @@ results = st.builds(
     family=words,
     revision=words,
     negative_used=st.booleans(),
+    loras=st.lists(st.builds(Lora, name=words, strength=numbers), max_size=3).map(tuple),
+    references=whole,
     timings=st.dictionaries(words, numbers, max_size=3),
     warnings=st.lists(words, max_size=3).map(tuple),
     version=st.just(contract.VERSION),
@@ -258,13 +310,16 @@ progresses = st.builds(
     pictures=st.integers(1, 8),
     step=whole,
     total_steps=whole,
+    preview=optional(words),
     version=st.just(contract.VERSION),
 )
+names = st.dictionaries(words, words, max_size=3)
+inventories = st.builds(Inventory, models=names, loras=names, version=st.just(contract.VERSION))
 failures = st.builds(Failure, code=words, message=words, retryable=st.booleans(), version=st.just(contract.VERSION))
 
 
 @patient
-@given(jobs() | results | progresses | failures)
+@given(jobs() | results | progresses | failures | inventories)
 def test_a_message_that_was_written_reads_as_the_same(message: Any) -> None:
     write, read = KINDS[type(message)]
     assert read(json.loads(json.dumps(write(message)))) == message

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from handler.models import Model, ModelsError, read_models
+from handler.families import FAMILIES
+from handler.models import LoraSource, Model, ModelsError, read_models
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "art").mkdir()
-    (tmp_path / "art" / "model_index.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "art" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}', encoding="utf-8")
+    for name in ("adapter.safetensors", "aya.safetensors"):
+        (tmp_path / name).write_bytes(b"")
     (tmp_path / "art" / "palettes.json").write_text("[]", encoding="utf-8")
     return tmp_path
 
@@ -43,9 +46,17 @@ def test_every_key_is_read_and_sources_are_relative_to_the_file(folder: Path) ->
         scale = 4
         palette = "palettes.json"
         cell = 2
+        batch = 8
+        ip_adapter = "adapter.safetensors"
+        compile = true
+        attention = "flash"
+        float8 = true
+        step_cache = 0.1
+        offload = "never"
 
         [models.xl]
         source = "hub:someone/xl"
+        family = "sdxl"
         revision = "abc"
         variant = "fp16"
         """,
@@ -56,7 +67,7 @@ def test_every_key_is_read_and_sources_are_relative_to_the_file(folder: Path) ->
     assert models.by_name["art"] == Model(
         name="art",
         source=str((folder / "art").resolve()),
-        family="sd15",
+        family=FAMILIES["sd15"],
         dtype="float32",
         sampler="EulerDiscreteScheduler",
         steps=14,
@@ -67,9 +78,72 @@ def test_every_key_is_read_and_sources_are_relative_to_the_file(folder: Path) ->
         scale=4,
         palette=(folder / "art" / "palettes.json").resolve(),
         cell=2,
+        batch=8,
+        ip_adapter=(folder / "adapter.safetensors").resolve(),
+        compile=True,
+        attention="flash",
+        float8=True,
+        step_cache=0.1,
+        offload="never",
     )
     assert models.by_name["art"].grid == 64
-    assert models.by_name["xl"] == Model(name="xl", source="someone/xl", hub=True, revision="abc", variant="fp16")
+    assert models.by_name["xl"] == Model(
+        name="xl",
+        source="someone/xl",
+        hub=True,
+        revision="abc",
+        variant="fp16",
+        family=FAMILIES["sdxl"],
+        steps=FAMILIES["sdxl"].steps,
+        guidance=FAMILIES["sdxl"].guidance,
+    )
+
+
+def test_a_folder_tells_its_family_and_the_family_the_defaults(folder: Path) -> None:
+    (folder / "art" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', encoding="utf-8")
+    flux = FAMILIES["flux"]
+    model = read_models(write(folder, '[models.a]\nsource = "art"')).by_name["a"]
+    assert (model.family, model.steps, model.guidance, model.negative) == (flux, flux.steps, flux.guidance, False)
+    (folder / "art" / "model_index.json").write_text('{"_class_name": "NextYearsPipeline"}', encoding="utf-8")
+    assert read_models(write(folder, '[models.a]\nsource = "art"')).by_name["a"].family is FAMILIES["other"]
+
+
+def test_loras_are_read_with_what_they_are_checked_against(folder: Path) -> None:
+    models = read_models(
+        write(
+            folder,
+            f"""
+            warm_loras = ["aya"]
+            lora_memory_mb = 3
+            [models.a]
+            source = "art"
+            [loras.aya]
+            source = "aya.safetensors"
+            family = "sd15"
+            sha256 = "{"0" * 64}"
+            [loras.far]
+            source = "hub:someone/style/weights/far.safetensors"
+            revision = "abc"
+            family = "flux"
+            """,
+        )
+    )
+    assert (models.warm_loras, models.lora_memory) == (("aya",), 3 * 2**20)
+    assert models.loras == {
+        "aya": LoraSource(
+            name="aya",
+            source=str((folder / "aya.safetensors").resolve()),
+            family=FAMILIES["sd15"],
+            sha256="0" * 64,
+        ),
+        "far": LoraSource(
+            name="far",
+            source="someone/style/weights/far.safetensors",
+            family=FAMILIES["flux"],
+            hub=True,
+            revision="abc",
+        ),
+    }
 
 
 def test_the_first_model_is_warm_unless_the_file_says_otherwise(folder: Path) -> None:
@@ -94,18 +168,31 @@ def test_an_absolute_source_is_taken_as_it_is(folder: Path, tmp_path_factory: py
         ('[models.a]\nsource = "art"\nstep = 3', r"models\.a\.step: unknown key; did you mean 'steps'\?"),
         ('[models.a]\nsource = "art"\nzzz = 3', r"models\.a\.zzz: unknown key; remove it"),
         ('warn = ["a"]\n[models.a]\nsource = "art"', "warn: unknown key; did you mean 'warm'"),
-        ('warm = ["b"]\n[models.a]\nsource = "art"', "warm names 'b', which is no model; write one of a"),
+        ('warm = ["b"]\n[models.a]\nsource = "art"', "warm: 'b' has no table of its own; write one of a"),
         ('keep_loaded = 0\n[models.a]\nsource = "art"', "keep_loaded is 0, too few; write at least 1"),
         ('[models.a]\nsource = "art"\nsteps = "4"', r"models\.a\.steps: it must be int, not str"),
         ('[models.a]\nsource = "art"\nsteps = true', r"models\.a\.steps: it must be int, not bool"),
         ('[models.a]\nsource = "art"\nsteps = 0', r"models\.a\.steps: 0 is too small; write 1 or more"),
         ('[models.a]\nsource = "art"\nsteps = 9\nmax_steps = 8', r"models\.a\.steps: 9 is more than max_steps"),
-        ('[models.a]\nsource = "art"\nguidance = -1', r"models\.a\.guidance: it must be 0 or more"),
-        ('[models.a]\nsource = "art"\nguidance = nan', r"models\.a\.guidance: it must be 0 or more"),
+        ('[models.a]\nsource = "art"\nguidance = -1', r"models\.a\.guidance: -1.0 is no number of 0 or more"),
+        ('[models.a]\nsource = "art"\nguidance = nan', r"models\.a\.guidance: nan is no number of 0 or more"),
         ('[models.a]\nsource = "art"\nnegative = 1', r"models\.a\.negative: it must be bool, not int"),
         ('[models.a]\nsource = "art"\ndtype = "half"', r"models\.a\.dtype: 'half' is unknown; write one of auto"),
         ('[models.a]\nsource = "art"\npalette = "no"', r"models\.a\.palette: 'no' is no file in the source folder"),
         ('[models.a]\nsource = "art"\ncell = 3', r"models\.a\.cell: 3 does not divide size_multiple, 8"),
+        ('[models.a]\nsource = "hub:a/b"', r"models\.a\.family: of a hub model it must be said; write one of sd15, "),
+        ('[models.a]\nsource = "art"\nfamily = "sd14"', r"models\.a\.family: 'sd14' is unknown; write one of sd15, "),
+        ('[models.a]\nsource = "art"\noffload = "no"', r"models\.a\.offload: 'no' is unknown; write one of auto"),
+        ('[models.a]\nsource = "art"\nip_adapter = "no"', r"models\.a\.ip_adapter: 'no' is no file beside"),
+        ('[models.a]\nsource = "art"\n[loras.b]\nsource = "b.pt"', r"loras\.b\.source: 'b.pt' is no .safetensors file"),
+        ('[models.a]\nsource = "art"\n[loras.b]\nsource = "b.safetensors"', r"loras\.b\.source: .* imgen models pull"),
+        ('[models.a]\nsource = "art"\n[loras.b]\nsource = "aya.safetensors"', r"loras\.b\.family: it is missing"),
+        ('[models.a]\nsource = "art"\n[loras.b]\nsource = "hub:b.safetensors"', r"write hub:owner/name/file\.safe"),
+        (
+            '[models.a]\nsource = "art"\n[loras.b]\nsource = "aya.safetensors"\nfamily = "sd15"\nsha256 = "AB"',
+            r"loras\.b\.sha256: it must be 64 lower-case",
+        ),
+        ('warm_loras = ["b"]\n[models.a]\nsource = "art"', r"warm_loras: 'b' has no table of its own"),
         ('[models.a]\nsource = "art"\nscale = 0', r"models\.a\.scale: 0 is too small; write 1 or more"),
     ],
 )
