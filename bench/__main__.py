@@ -1,4 +1,4 @@
-"""``python -m bench [calls] [pipeline]``: everything without arguments."""
+"""``python -m bench [calls] [pipeline] [worker] [gpu]``: everything without arguments."""
 
 from __future__ import annotations
 
@@ -6,22 +6,35 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bench import gateway_calls, pipeline
+PARTS = ("calls", "pipeline", "worker", "gpu")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=["calls", "pipeline", []], help="calls, pipeline")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=", ".join(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one slice")
     parser.add_argument("--pictures", type=int, default=8)
     given = parser.parse_args()
-    parts = given.parts or ["calls", "pipeline"]
+    parts = given.parts or PARTS
+    # Each part is imported when it is wanted: the gateway's need no torch, the worker's no web framework.
     with tempfile.TemporaryDirectory() as folder:
         if "calls" in parts:
+            from bench import gateway_calls
+
             gateway_calls.run(Path(folder) / "calls", rounds=given.rounds, seconds=given.seconds, connections=(1, 32))
         if "pipeline" in parts:
+            from bench import pipeline
+
             pipeline.run(Path(folder) / "pipeline", pictures=given.pictures)
+        if "worker" in parts:
+            from bench import worker
+
+            worker.run(rounds=given.pictures)
+        if "gpu" in parts:
+            from bench import gpu
+
+            gpu.run(rounds=given.rounds)
 
 
 if __name__ == "__main__":
