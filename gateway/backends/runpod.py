@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import anyio
 import httpx
 import orjson
 import stamina
@@ -25,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.core.images import Drawn, Fault, RawPicture, Readiness, RenderOrder, Report
+from gateway.core.images import Drawn, Fault, Lora, RawPicture, Readiness, RenderOrder, Report
 from gateway.errors import BackendRefused, BackendUnavailable
 from handler import contract
 
@@ -35,6 +36,8 @@ log = structlog.get_logger(__name__)
 _EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
 _TTL_MS = (10_000, 7 * 86_400_000)
 _MAX_BODY = 10_000_000
+#: Seconds between two looks at a job that somebody waits for.
+_ASK_EVERY = 0.5
 _TIMEOUT = httpx.Timeout(connect=3, read=10, write=10, pool=10)
 _LIMITS = httpx.Limits(max_connections=512, max_keepalive_connections=128, keepalive_expiry=30)
 
@@ -95,13 +98,7 @@ class RunPodBackend:
                 **({"webhook": order.webhook} if order.webhook else {}),
             }
         )
-        if len(body) > _MAX_BODY:
-            raise BackendRefused("The job is larger than the endpoint's 10 MB")
-        answer = await self._call("POST", "/run", content=body, safe=False)
-        backend_id = answer.get("id")
-        if not isinstance(backend_id, str) or not backend_id:
-            raise BackendUnavailable
-        return backend_id
+        return await self._run(body)
 
     async def poll(self, backend_id: str) -> Report:
         try:
@@ -127,6 +124,31 @@ class RunPodBackend:
         if up < self._min_workers:
             return Readiness(ready=False, reason="no worker has loaded its model yet")
         return Readiness(ready=True)
+
+    # Beside the port
+
+    async def inventory(self, patience: float) -> contract.Inventory | None:
+        """What a worker has, by a job that draws nothing; it may start one. None when the worker is too old to say.
+
+        Raises `BackendUnavailable` when nobody answers within so many seconds, `BackendRefused` when it is no worker of
+        ours.
+        """
+        limits = {
+            "executionTimeout": _milliseconds(patience, _EXECUTION_TIMEOUT_MS),
+            "ttl": _milliseconds(patience, _TTL_MS),
+        }
+        backend_id = await self._run(orjson.dumps({"input": contract.ask_inventory(), "policy": limits}))
+        with anyio.move_on_after(patience):
+            while True:
+                answer = await self._look(backend_id)
+                if answer.get("status") not in _QUEUED | _RUNNING:
+                    return _inventory(answer)
+                await anyio.sleep(_ASK_EVERY)
+        await self.cancel(backend_id)
+        raise BackendUnavailable(
+            f"no worker answered within {patience:g} seconds.",
+            fix="One may still be starting, or all are busy: ask again, and see the endpoint's own page.",
+        )
 
     # The webhook
 
@@ -157,6 +179,21 @@ class RunPodBackend:
         return hmac.new(self._secret, f"{gen_id}/{attempt}".encode(), hashlib.sha256).hexdigest()
 
     # The wire
+
+    async def _run(self, body: bytes) -> str:
+        if len(body) > _MAX_BODY:
+            raise BackendRefused("The job is larger than the endpoint's 10 MB")
+        answer = await self._call("POST", "/run", content=body, safe=False)
+        backend_id = answer.get("id")
+        if not isinstance(backend_id, str) or not backend_id:
+            raise BackendUnavailable
+        return backend_id
+
+    async def _look(self, backend_id: str) -> Mapping[str, Any]:
+        try:
+            return await self._call("GET", f"/status/{backend_id}")
+        except _Gone as exc:
+            raise BackendUnavailable("the endpoint has forgotten the question.", fix="Ask again.") from exc
 
     async def _call(
         self, method: str, path: str, *, content: bytes | None = None, safe: bool = True
@@ -216,6 +253,7 @@ def _job(order: RenderOrder) -> contract.Job:
         steps=drawing.steps,
         guidance=drawing.guidance,
         n=drawing.n,
+        loras=tuple(contract.Lora(name=lora.name, strength=lora.strength) for lora in drawing.loras),
         uploads=tuple(contract.Upload(url=slot.url, headers=slot.headers) for slot in order.slots),
         deadline=order.deadline_at + order.execution_timeout,
     )
@@ -250,9 +288,9 @@ def _progress(wire: Mapping[str, Any]) -> Report:
     return Report(state="running", step=_bounded(progress.step), total_steps=_bounded(progress.total_steps))
 
 
-def _bounded(steps: int) -> int:
-    """A number of steps that every database can hold, whatever a worker says."""
-    return min(max(steps, 0), 1_000_000)
+def _bounded(count: int) -> int:
+    """A number that every database can hold, whatever a worker says."""
+    return min(max(count, 0), 1_000_000)
 
 
 def _completed(wire: Mapping[str, Any]) -> Report:
@@ -286,6 +324,8 @@ def _completed(wire: Mapping[str, Any]) -> Report:
             negative_used=result.negative_used,
             timings=dict(result.timings),
             warnings=result.warnings,
+            loras=tuple(Lora(name=lora.name, strength=lora.strength) for lora in result.loras),
+            references=_bounded(result.references),
         ),
     )
 
@@ -297,6 +337,22 @@ def _failed(wire: Mapping[str, Any]) -> Report:
         return Report(state="failed", fault=Fault(code="worker_failed"), retryable=True)
     log.warning("worker failed", code=failure.code, error=failure.message)
     return Report(state="failed", fault=Fault(code=failure.code), retryable=failure.retryable)
+
+
+def _inventory(answer: Mapping[str, Any]) -> contract.Inventory | None:
+    output = answer.get("output")
+    wire = output if isinstance(output, Mapping) else {}
+    failure = wire.get("failure")
+    # A worker of before 1.1 reads the question as a job that lacks everything.
+    if isinstance(failure, Mapping) and failure.get("code") == "bad_job":
+        return None
+    try:
+        return contract.inventory_from_wire(wire)
+    except contract.ContractError as exc:
+        said = failure.get("code") if isinstance(failure, Mapping) else answer.get("status")
+        raise BackendRefused(
+            f"the worker did not say what it has ({str(said)[:60]}).", fix="Its log has the reason."
+        ) from exc
 
 
 def _milliseconds(seconds: float, bounds: tuple[int, int]) -> int:

@@ -176,8 +176,9 @@ class Advancer:
                     job,
                     state=State.RUNNING if report.state == "running" else State.QUEUED,
                     started_at=started,
+                    # A report can be late, or come from a worker that took the job over: numbers never fall.
                     step=max(job.step, report.step),
-                    total_steps=report.total_steps or job.total_steps,
+                    total_steps=max(job.total_steps, report.total_steps),
                     tries=0,
                     next_at=now + self._policy.poll_interval,
                 )
@@ -203,16 +204,22 @@ class Advancer:
         """The picture is paid for: write down that it exists before anything else happens to it."""
         assert report.drawn is not None
         now = self._now()
-        for picture in report.drawn.pictures:
+        pictures = sorted(report.drawn.pictures, key=lambda picture: picture.index)
+        if [picture.index for picture in pictures] != list(range(job.drawing.n)):
+            log.error("worker drew other pictures than ordered", job=job.gen_id, ordered=job.drawing.n)
+            await self.end(job, lease, State.FAILED, Fault(code="worker_contract"))
+            return
+        for picture in pictures:
             if picture.data is not None:
                 await self._storage.keep(raw_key(job, picture.index), picture.data)
-        drawn = replace(report.drawn, pictures=tuple(replace(picture, data=None) for picture in report.drawn.pictures))
+        drawn = replace(report.drawn, pictures=tuple(replace(picture, data=None) for picture in pictures))
+        steps = job.total_steps or drawn.steps * job.drawing.n
         finishing = replace(
             job,
             state=State.FINISHING,
             drawn=drawn,
-            step=drawn.steps,
-            total_steps=drawn.steps,
+            step=steps,
+            total_steps=steps,
             # The webhook often comes before a poll has seen it run; then the worker's own time tells when it began.
             started_at=job.started_at or max(now - report.execution_time, job.created_at),
             drawn_at=now,
@@ -279,7 +286,9 @@ class Advancer:
             backend_id=None,
             drawn=None,
             drawn_at=None,
+            # It really begins anew, so its progress does too.
             step=0,
+            total_steps=0,
             tries=0,
             next_at=self._now(),
         )

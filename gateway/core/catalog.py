@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gateway.core.images import Lora
 from gateway.errors import CatalogError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
@@ -21,7 +22,20 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Character(_Entry):
+class _Wearer(_Entry):
+    """What can come with a LoRA: ``lora`` is its name in the worker's own models.toml."""
+
+    lora: Name | None = None
+    strength: float = Field(1.0, ge=0, le=2)
+
+    @model_validator(mode="after")
+    def _strength_of_something(self) -> Self:
+        if self.lora is None and "strength" in self.model_fields_set:
+            raise ValueError("has a strength but no lora; name one, or take the strength out")
+        return self
+
+
+class Character(_Wearer):
     """A character and the words that call it."""
 
     label: str
@@ -30,7 +44,7 @@ class Character(_Entry):
     negative: Words = ""
 
 
-class Style(_Entry):
+class Style(_Wearer):
     """A style preset: quality tags added to the positive, extras added to the negative."""
 
     label: str
@@ -79,6 +93,21 @@ class Catalog:
         allowed = self.models[model].characters
         return tuple(self.characters) if allowed is None else allowed
 
+    def loras_of(self, model: str) -> dict[str, str]:
+        """The LoRA of everything that can ask for one on this model, by its place in the file."""
+        characters = {f"characters.{name}": self.characters[name] for name in self.characters_of(model)}
+        styles = {f"models.{model}.styles.{name}": style for name, style in self.models[model].styles.items()}
+        return {place: each.lora for place, each in (characters | styles).items() if each.lora is not None}
+
+
+def worn(*wearers: Character | Style | None) -> tuple[Lora, ...]:
+    """The LoRAs of all these together, in their order; one that is named twice counts once, at its larger strength."""
+    strengths: dict[str, float] = {}
+    for wearer in wearers:
+        if wearer is not None and wearer.lora is not None:
+            strengths[wearer.lora] = max(wearer.strength, strengths.get(wearer.lora, 0.0))
+    return tuple(Lora(name=name, strength=strength) for name, strength in strengths.items())
+
 
 def load(path: Path | None = None) -> Catalog:
     """Read a catalogue; the shipped one without a path. Raises `CatalogError` with the place and the fix."""
@@ -103,7 +132,8 @@ def parse(data: Mapping[str, Any], where: str, text: str = "") -> Catalog:
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        raise CatalogError(f"{where}{_line(text, place)}: {place}: {first['msg']}") from exc
+        problem = first["msg"].removeprefix("Value error, ")
+        raise CatalogError(f"{where}{_line(text, place)}: {place}: {problem}") from exc
     for key, model in file.models.items():
         if model.default_style is not None and model.default_style not in model.styles:
             raise CatalogError(

@@ -2,7 +2,8 @@
 
     fetch raw → decode → review → watermark → encode → sign → store
 
-A blocked picture leaves the road after the review, to the quarantine. No verdict, no signature: no picture.
+A blocked picture leaves the road after the review, to the quarantine, and takes all pictures of its job with it:
+nothing is published before each of them has its verdict and its signature.
 """
 
 from __future__ import annotations
@@ -102,45 +103,45 @@ class Finisher:
         if not self._readiness.ready:
             raise FinishingFailed("signing_unavailable", self._readiness.reason, retryable=True)
         timings: dict[str, float] = {}
-        pictures: list[StoredPicture] = []
+        finished: list[tuple[RawPicture, Finished]] = []
         masters: list[str] = []
-        quality, lossless, verdict = None, False, None
         for raw in job.drawn.pictures:
             with _timed(timings, "fetch"):
                 data = await self._storage.read(raw_key(job, raw.index))
             if data is None:
                 raise DrawAgain("raw_picture_lost", f"picture {raw.index} is not in the storage")
-            finished = await anyio.to_thread.run_sync(
+            polished = await anyio.to_thread.run_sync(
                 self._polish, job, raw, data, timings, abandon_on_cancel=False, limiter=self._limiter
             )
+            blocked = isinstance(polished, Blocked)
+            key = f"{'quarantine' if blocked else 'master'}/{job.gen_id}/{raw.index}.png"
             with _timed(timings, "store"):
-                if isinstance(finished, Blocked):
-                    key = f"quarantine/{job.gen_id}/{raw.index}.png"
-                    await self._storage.keep(key, data)
-                    return Outcome(verdict=finished.verdict, masters=(key,), timings=timings)
-                key = f"master/{job.gen_id}/{raw.index}.png"
                 await self._storage.keep(key, data)
-                masters.append(key)
-                pictures.append(await self._publish(job, raw, "signed", finished.signed))
-                pictures.append(await self._publish(job, raw, "thumbnail", finished.thumb))
-            quality, lossless, verdict = finished.signed.quality, finished.signed.lossless, finished.verdict
-        if verdict is None:
+            if isinstance(polished, Blocked):
+                return Outcome(verdict=polished.verdict, masters=(key,), timings=timings)
+            masters.append(key)
+            finished.append((raw, polished))
+        if not finished:
             raise DrawAgain("raw_picture_lost", "the worker drew nothing")
+        with _timed(timings, "store"):
+            pictures = [picture for raw, each in finished for picture in await self._publish(job, raw, each)]
+        first = finished[0][1]
         return Outcome(
-            verdict=verdict,
+            verdict=first.verdict,
             pictures=tuple(pictures),
             masters=tuple(masters),
-            quality=quality,
-            lossless=lossless,
+            quality=first.signed.quality,
+            lossless=first.signed.lossless,
             timings=timings,
         )
 
     async def tidy(self, job: Job) -> None:
-        """After the commit: remove the worker's uploads, and files of a try that was cut short."""
+        """After the commit: remove the worker's uploads, and files that are no part of what was committed."""
         assert job.outcome is not None
         await self._storage.purge(raw_prefix(job))
         kept = frozenset(picture.key for picture in job.outcome.pictures)
         await self._storage.purge(f"out/{job.gen_id}", keep=kept)
+        await self._storage.purge(f"master/{job.gen_id}", keep=frozenset(job.outcome.masters))
 
     async def discard(self, outcome: Outcome) -> None:
         """Remove the files of a result that did not count. Masters stay: the result that counted has the same ones."""
@@ -199,7 +200,13 @@ class Finisher:
             ),
         )
 
-    async def _publish(self, job: Job, raw: RawPicture, kind: str, signed: Signed) -> StoredPicture:
+    async def _publish(self, job: Job, raw: RawPicture, finished: Finished) -> tuple[StoredPicture, StoredPicture]:
+        return (
+            await self._store(job, raw, "signed", finished.signed),
+            await self._store(job, raw, "thumbnail", finished.thumb),
+        )
+
+    async def _store(self, job: Job, raw: RawPicture, kind: str, signed: Signed) -> StoredPicture:
         """Store under a name that follows from the content, so that two tries never overwrite each other."""
         key = f"out/{job.gen_id}/{signed.sha256}.{signed.extension}"
         await self._storage.publish(key, signed)

@@ -72,8 +72,19 @@ class Credentials:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Lora:
+    """Weights that a model wears on top of its own, by the worker's name for them; at strength 0 they do nothing."""
+
+    name: str
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Drawing:
-    """What to draw. ``prompt`` is the text as it was asked for, ``positive`` and ``negative`` what the model gets."""
+    """What to draw. ``prompt`` is the text as it was asked for, ``positive`` and ``negative`` what the model gets.
+
+    ``n`` pictures are drawn; ``seed`` is the first one's, and picture *i* has ``seed + i``.
+    """
 
     prompt: str
     positive: str
@@ -89,6 +100,7 @@ class Drawing:
     guidance: float | None = None
     n: int = 1
     optimized: bool = False
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +129,10 @@ class RawPicture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
-    """What the worker answered. ``timings`` are seconds per phase."""
+    """What the worker answered. ``timings`` are seconds per phase.
+
+    ``loras`` are those that had an effect, and ``references`` is how many reference pictures had one.
+    """
 
     pictures: tuple[RawPicture, ...]
     steps: int
@@ -128,6 +143,8 @@ class Drawn:
     negative_used: bool = True
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    references: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ import structlog
 from compliance.rules import PromptGate
 from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
-from gateway.core.catalog import Catalog
+from gateway.core.catalog import Catalog, worn
 from gateway.core.finishing import Finisher
 from gateway.core.images import Caller, Delivery, Drawing, Fault, Job, Notice, Readiness, State, StoredPicture
 from gateway.core.ports import Backend, Jobs, Storage
@@ -30,6 +30,8 @@ GEN_ID_ALPHABET = string.ascii_lowercase + string.digits
 _REMEMBERED_OPEN = 0.25
 _REMEMBERED_ENDED = 30.0
 _MOST_REMEMBERED = 2048
+#: Seeds are below this, the last picture's too: whatever was drawn can be asked for again by its seed.
+SEEDS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +54,7 @@ class Wish:
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    n: int = 1
     notices: tuple[Notice, ...] = ()
 
 
@@ -210,7 +213,9 @@ class GenerationService:
             character=wish.character,
             width=wish.width,
             height=wish.height,
-            seed=secrets.randbelow(2**31) if wish.seed is None else wish.seed,
+            seed=secrets.randbelow(SEEDS - wish.n + 1) if wish.seed is None else wish.seed,
             steps=wish.steps if wish.steps is not None else model.steps,
             guidance=wish.guidance if wish.guidance is not None else model.guidance,
+            n=wish.n,
+            loras=worn(character, style),
         )

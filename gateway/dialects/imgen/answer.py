@@ -29,6 +29,7 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
     """Everything about a completed job, with fresh addresses of its pictures."""
     drawing, delivery, outcome = job.drawing, job.delivery, job.outcome
     assert outcome is not None and job.drawn is not None
+    seeds = {picture.index: picture.seed for picture in job.drawn.pictures}
     images = []
     for picture in outcome.pictures:
         url, expires_at = link(picture)
@@ -43,6 +44,8 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
                 "width": picture.width,
                 "height": picture.height,
                 "expires_at": iso(expires_at),
+                "index": picture.index,
+                "seed": seeds.get(picture.index, drawing.seed + picture.index),
             }
         )
     delivered = next(picture for picture in outcome.pictures if picture.type == "signed")
@@ -76,7 +79,7 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
         "model_family": job.drawn.family,
         "model_revision": job.drawn.revision,
         "negative_used": job.drawn.negative_used,
-        "loras": [],
+        "loras": [{"name": lora.name, "strength": lora.strength} for lora in job.drawn.loras],
         "created_at": iso(job.created_at),
         "timings": _timings(job),
         "request_id": job.request_id,

@@ -13,7 +13,7 @@ from typing import Any
 from gateway.core import prompts
 from gateway.core.catalog import Catalog
 from gateway.core.images import Credentials, Delivery, Notice
-from gateway.core.service import Wish
+from gateway.core.service import SEEDS, Wish
 from gateway.dialects.fields import Fields
 from gateway.errors import BadId, CachedResultNotFound, InvalidCharacter, InvalidField, PromptRequired, PromptTooLong
 
@@ -23,6 +23,8 @@ SIZES = ((1024, 1024), (1344, 768), (768, 1344), (1216, 832), (832, 1216), (1152
 DEFAULT_SIZE = (1344, 768)
 FORMATS = ("jpeg", "png", "webp", "avif")
 POSITIONS = ("top-left", "top-right", "center", "bottom-left", "bottom-right")
+#: Pictures of one job, as the worker's contract has it.
+MAX_PICTURES = 8
 #: Stray dashes that a warning is given for; a prompt of nothing else would be answered with a thousand.
 MAX_STRAY = 8
 
@@ -61,6 +63,7 @@ class RequestReader:
             raise PromptRequired
         explicit = prompts.explicit_negatives(fields.text("negative", most=PROMPT_LIMIT))
         width, height = _size(fields)
+        n = fields.integer("n", 1, MAX_PICTURES, default=1) or 1
         wish = Wish(
             surface="imgen",
             public_id=f"run_{secrets.token_urlsafe(18)}",
@@ -75,9 +78,10 @@ class RequestReader:
             width=width,
             height=height,
             delivery=self._delivery(fields),
-            seed=_seed(fields),
+            seed=_seed(fields, n),
             steps=fields.integer("steps", 1, 150),
             guidance=fields.decimal("guidance", 0.0, 30.0),
+            n=n,
         )
         _without_effect(fields)
         return replace(wish, notices=tuple(fields.notices))
@@ -154,9 +158,9 @@ def _size(fields: Fields) -> tuple[int, int]:
     return DEFAULT_SIZE
 
 
-def _seed(fields: Fields) -> int | None:
-    """-1 and nothing both mean a random seed."""
-    seed = fields.integer("seed", -1, 2**31 - 1)
+def _seed(fields: Fields, n: int) -> int | None:
+    """-1 and nothing both mean a random seed; the last picture's is still one that can be asked for alone."""
+    seed = fields.integer("seed", -1, SEEDS - n)
     return None if seed == -1 else seed
 
 
