@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+import httpx
 
 from compliance.errors import ComplianceError
 from compliance.sign import Signer
@@ -11,13 +13,20 @@ from gateway import __version__
 from gateway.app import secret_of, signing_credentials
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import catalog
+from gateway.core.catalog import Catalog
 from gateway.core.images import Readiness
+from gateway.desk.claim import read_note
 from gateway.desk.keys import open_keys
 from gateway.errors import GatewayError
 from gateway.settings import Settings
 from gateway.storage.disk import DiskStorage
+from handler.contract import Inventory
 
 Look = Callable[[], Awaitable[str]]
+#: State (``ok``, ``failed`` or ``unknown``), name and remark of a part.
+Seen = tuple[str, str, str]
+#: Seconds for a worker to say what it has: one that has to start first needs most of them.
+PATIENCE = 90.0
 
 
 class NotReady(GatewayError):
@@ -86,3 +95,62 @@ def _of(readiness: Readiness, remark: str) -> str:
     if not readiness.ready:
         raise NotReady(f"{readiness.reason}.")
     return remark
+
+
+# What the worker has
+
+
+async def compared(
+    settings: Settings, *, patience: float = PATIENCE, transport: httpx.AsyncBaseTransport | None = None
+) -> list[Seen]:
+    """The catalogue beside what a worker says it has. Asking may start a worker."""
+    url, key = _endpoint(settings)
+    if not url:
+        fix = "Set IMGEN_BACKEND_URL, or start one with: imgen up."
+        return [("failed", "worker", f"there is no endpoint to ask. {fix}")]
+    backend = RunPodBackend(url, key, secret=secret_of(settings), webhook_url=None, transport=transport)
+    try:
+        known = catalog.load(settings.catalog)
+        async with backend.open():
+            has = await backend.inventory(patience)
+    except GatewayError as exc:
+        return [("failed", "worker", f"{exc.message} {exc.fix or ''}".rstrip())]
+    if has is None:
+        return [
+            ("unknown", "worker", "can't tell: it runs a release that does not say what it has. Update the worker.")
+        ]
+    return [("ok", "worker", f"answers with contract {has.version}"), *compare(known, has)]
+
+
+def compare(known: Catalog, has: Inventory) -> Iterator[Seen]:
+    """A row for each model and each LoRA that the catalogue names, and for each LoRA that its model can't wear."""
+    for name, model in known.models.items():
+        yield _entry(f"model {name}", "models", model.worker, has.models)
+    for lora in dict.fromkeys(lora for name in known.models for lora in known.loras_of(name).values()):
+        yield _entry(f"lora {lora}", "loras", lora, has.loras)
+    for name, model in known.models.items():
+        family = has.models.get(model.worker)
+        for place, lora in known.loras_of(name).items():
+            if family is not None and has.loras.get(lora, family) != family:
+                yield "failed", f"model {name}", _misfit(name, family, place, lora, has.loras[lora])
+
+
+def _endpoint(settings: Settings) -> tuple[str, str]:
+    """Address and key of the configured endpoint, or of the desk that runs on the data folder."""
+    if settings.backend_url:
+        return settings.backend_url, settings.backend_key
+    endpoint = read_note(settings.data).get("endpoint") or {}
+    return str(endpoint.get("url", "")), str(endpoint.get("key", ""))
+
+
+def _entry(part: str, table: str, name: str, has: Mapping[str, str]) -> Seen:
+    if name in has:
+        return "ok", part, f"{name}, {has[name]}"
+    instead = f", or name one that it has: {', '.join(sorted(has))}" if has else ""
+    return "failed", part, f"the worker lacks it; add [{table}.{name}] to the worker's models.toml{instead}."
+
+
+def _misfit(model: str, family: str, place: str, lora: str, its_family: str) -> str:
+    table, _, name = place.partition(".")
+    fix = f"leave {name!r} out of models.{model}.characters" if table == "characters" else f"take it out of {place}"
+    return f"is of the family {family}, and the LoRA {lora!r} of {place} of {its_family}; {fix}."

@@ -230,11 +230,20 @@ def models(url: Url = None, key: Key = None, data: Data = None) -> None:
 
 
 @app.command()
-def check(data: Data = None) -> None:
+def check(
+    worker: Annotated[
+        bool,
+        typer.Option(
+            "--worker",
+            help="Compare the catalogue with what a worker really has. Asking one may start one that you pay for.",
+        ),
+    ] = False,
+    data: Data = None,
+) -> None:
     """Look at every part that the gateway needs and say what to mend."""
     import asyncio
 
-    from gateway.check import looks, tried
+    from gateway.check import compared, looks, tried
     from gateway.console import table
 
     settings = _settings(data=data)
@@ -242,8 +251,10 @@ def check(data: Data = None) -> None:
     for name, look in looks(settings):
         fine, remark = asyncio.run(tried(look))
         seen.append(("ok" if fine else "failed", name, remark))
+    if worker:
+        seen += asyncio.run(compared(settings))
     table(("STATE", "PART", "REMARK"), seen)
-    raise typer.Exit(1 if any(state == "failed" for state, _, _ in seen) else 0)
+    raise typer.Exit(0 if all(state == "ok" for state, _, _ in seen) else 1)
 
 
 @app.command()

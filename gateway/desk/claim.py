@@ -36,6 +36,7 @@ class Claim:
         self.data = data
         self.run = uuid4().hex
         self.url = ""
+        self.endpoint: dict[str, str] = {}
         self.former: dict[str, str] = {}
         self._lock: int | None = None
         self._groups: dict[str, dict[str, Any]] = {}
@@ -93,13 +94,20 @@ class Claim:
         self._groups.pop(name, None)
         self._write()
 
-    def announce(self, url: str) -> None:
-        """Write down where the gateway listens, for the other commands on this desk."""
+    def announce(self, url: str, endpoint: dict[str, str] | None = None) -> None:
+        """Write down where the gateway listens, and ``url`` and ``key`` of the endpoint, for other commands here."""
         self.url = url
+        self.endpoint = endpoint or {}
         self._write()
 
     def _write(self) -> None:
-        note = {"run": self.run, "pid": os.getpid(), "url": self.url, "groups": list(self._groups.values())}
+        note = {
+            "run": self.run,
+            "pid": os.getpid(),
+            "url": self.url,
+            "endpoint": self.endpoint,
+            "groups": list(self._groups.values()),
+        }
         replace_file(self.data / "up.json", json.dumps(note, indent=1) + "\n")
 
 

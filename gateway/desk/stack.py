@@ -75,7 +75,7 @@ async def open_stack(
             elif not settings.api_key:
                 new_key = await first_key(settings)
             endpoint = Endpoint(port=free_port(), client_key=token_urlsafe(32), worker_key=token_urlsafe(32))
-            claim.announce(settings.base_url())
+            claim.announce(settings.base_url(), {"url": endpoint.base, "key": endpoint.client_key})
             desk = Desk(
                 children(settings, environ, endpoint, listener.fileno()),
                 claim=claim,
