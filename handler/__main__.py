@@ -2,12 +2,17 @@
 
 The worker's own variables:
 
-====================  ==================================================================================
-IMGEN_MODELS          a ``models.toml`` instead of the one that comes with the worker
-IMGEN_WORKER_THREADS  threads that torch computes with on a CPU; 1, more were slower for the built-in model
-IMGEN_LOG_LEVEL       DEBUG, INFO, WARNING or ERROR; prompts are in the log at DEBUG alone
-IMGEN_PARENT_FD       a pipe that a supervisor holds open; at its end the worker and its children end too
-====================  ==================================================================================
+=======================  ===============================================================================
+IMGEN_MODELS             a ``models.toml`` instead of the one that comes with the worker
+IMGEN_WORKER_THREADS     threads that torch computes with on a CPU; 1, more were slower for the built-in model
+IMGEN_WARM_PICTURE       a size such as 1024x1024: each warm model draws one such picture before the first job
+IMGEN_REQUIRE_GPU        true: a worker that finds no GPU ends instead of drawing on the CPU
+IMGEN_MIN_GPU_MEMORY_GB  ends also where less of the GPU's memory is free; 0
+IMGEN_MIN_DISK_GB        ends where less is free on the disk of the hub's cache; 0
+IMGEN_GATEWAY_URL        the gateway; a worker that can't reach it within 20 seconds ends
+IMGEN_LOG_LEVEL          DEBUG, INFO, WARNING or ERROR; prompts are in the log at DEBUG alone
+IMGEN_PARENT_FD          a pipe that a supervisor holds open; at its end the worker and its children end too
+=======================  ===============================================================================
 
 ``RUNPOD_*`` belongs to the SDK. The cloud sets it; a desk with an endpoint at ``B=http://127.0.0.1:PORT/v2/local`` sets
 (the ``?`` is needed: the SDK appends ``&…``)::
@@ -26,67 +31,82 @@ one of ``--test_input '{"input": …}'``, or of ``test_input.json``.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 from handler import parent
+from handler.fitness import Unfit
 from handler.log import fields, log, start_logging
-from handler.models import ModelsError, read_models
+from handler.models import Models, ModelsError, read_models
 from handler.pace import Pace
 from handler.settings import Settings, SettingsError
+from handler.start import Engine, Start
+from handler.worker import Worker
+
+_CANNOT_START = 2
+_GPU_LOST = 3
 
 
-def main() -> int:
+def main(import_engine: Callable[[Settings, Models], Engine] | None = None) -> int:
+    """``import_engine`` takes the place of diffusers, for a test."""
     try:
         settings = Settings.from_environ(os.environ)
         models = read_models(settings.models)
     except (SettingsError, ModelsError) as exc:
         start_logging("INFO")
-        log.error("the worker can't start", extra=fields(reason=str(exc)))
-        return 2
+        return _cannot_start(exc)
     start_logging(settings.log_level)
     if settings.parent_fd is not None:
         _end_with_parent(settings.parent_fd)
     # Torch and the SDK read these while they are imported, so they are imported after this line and not above.
     os.environ.update(settings.libraries)
-
-    started = time.perf_counter()
-    with _no_cpu_survey():
+    start = Start(settings, models, import_engine or _diffusers)
+    with start.timed("import_sdk"), _no_cpu_survey():
         import runpod
-    sdk = time.perf_counter()
-    from handler.renderer import DiffusersRenderer
-    from handler.worker import Worker
-
-    torch = time.perf_counter()
-    worker = Worker(
-        models,
-        lambda model: DiffusersRenderer.load(model, threads=settings.threads),
-        report=runpod.serverless.progress_update if settings.reports_progress else None,
-    )
-    try:
-        worker.warm()
-    except ModelsError as exc:
-        log.error("the worker can't start", extra=fields(reason=str(exc)))
-        return 2
-    log.info(
-        "worker ready",
-        extra=fields(
-            models=list(models.by_name),
-            warm=list(models.warm),
-            threads=settings.threads,
-            seconds={
-                "import_sdk": round(sdk - started, 3),
-                "import_torch": round(torch - sdk, 3),
-                "load": round(time.perf_counter() - torch, 3),
-            },
-        ),
-    )
-    runpod.serverless.start({"handler": worker.handle, "concurrency_modifier": Pace()})
+        from runpod.serverless.modules.worker_state import JobsProgress
+    report = runpod.serverless.progress_update if settings.serves else None
+    worker = Worker(models, start.load, report=report)
+    if settings.serves:
+        # Process 1 of a container ignores signals that it has no handler for. The SDK sets its own, later.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        for check in start.checks(worker):
+            runpod.serverless.register_fitness_check(check)
+    else:
+        try:
+            for check in start.checks(worker):
+                check()
+        except (Unfit, ModelsError) as exc:
+            return _cannot_start(exc)
+    pace = Pace(ended=lambda: worker.lost and not JobsProgress().get_job_count(), end=_end_lost)
+    runpod.serverless.start({"handler": worker.handle, "concurrency_modifier": pace})
     return 0
+
+
+def _diffusers(settings: Settings, models: Models) -> Engine:
+    from handler.engine import DiffusersEngine
+
+    return DiffusersEngine(settings, models)
+
+
+def _cannot_start(exc: Exception) -> int:
+    log.error("the worker can't start", extra=fields(reason=str(exc)))
+    return _CANNOT_START
+
+
+def _end_lost() -> None:
+    """The answer that says so is posted. A broken GPU context can hang an orderly end, so this one is not."""
+    log.error("the worker ends", extra=fields(reason="its GPU is lost; a new process gets a new context"))
+    for child in multiprocessing.active_children():
+        # The SDK's pings, which would go on for a worker that is no more.
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_GPU_LOST)
 
 
 def _end_with_parent(fd: int) -> None:

@@ -48,3 +48,13 @@ def test_one_poll_that_is_held_makes_all_well_again() -> None:
     slept = len(clock.slept)
     polls(pace, clock, 0.001, 0.001)
     assert len(clock.slept) == slept
+
+
+def test_a_process_that_can_draw_no_more_is_ended_before_it_asks_for_a_job() -> None:
+    ends, done = [], [False]
+    pace = Pace(ended=lambda: done[0], end=lambda: ends.append("ended"))
+    assert pace(1) == 1
+    assert ends == []
+    done[0] = True
+    pace(1)
+    assert ends == ["ended"]

@@ -70,7 +70,13 @@ class Worker:
     """`python -m handler` in a process group of its own, with a pipe that tells it that we live."""
 
     def __init__(
-        self, folder: Path, endpoint: EndpointProcess | None, name: str, *arguments: str, **variables: str
+        self,
+        folder: Path,
+        endpoint: EndpointProcess | None,
+        name: str,
+        *arguments: str,
+        program: tuple[str, ...] = ("-m", "handler"),
+        **variables: str,
     ) -> None:
         self.id = name
         self.log = folder / f"{name}.log"
@@ -92,7 +98,7 @@ class Worker:
         watched, self._alive = os.pipe()
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "handler", *arguments],
+                [sys.executable, *program, *arguments],
                 cwd=folder,
                 env=env | variables | {"IMGEN_PARENT_FD": str(watched)},
                 stdout=log,
@@ -272,12 +278,108 @@ def test_the_sdk_s_local_mode_runs_one_job_with_a_model_of_the_hub_s_cache(folde
     )
     try:
         assert local.process.wait(PATIENCE) == 0, local.log.read_text(encoding="utf-8")
-        loaded, ready, _, finished = local.events()
+        told = {event["message"]: event for event in local.events()}
+        loaded, ready, finished = told["model loaded"], told["worker ready"], told["job finished"]
         assert loaded["revision"] == commit[:12]
-        assert set(ready["seconds"]) == {"import_sdk", "import_torch", "load"}
+        assert set(ready["seconds"]) == {"import_sdk", "checks", "gateway", "import_torch", "gpu", "load", "total"}
         assert (finished["job"], finished["request_id"]) == ("run_1", "req_1")
         assert "JOB_DONE_URL" not in local.log.read_text(encoding="utf-8"), "there is nobody to report to"
         assert "secret hill" not in "".join(map(json.dumps, local.events()))
+    finally:
+        local.close()
+
+
+def fake(kind: str) -> tuple[str, ...]:
+    return (str(Path(__file__).with_name("fake_engine.py")), kind)
+
+
+def test_a_worker_that_lost_its_gpu_posts_its_answer_and_ends_before_it_takes_another_job(
+    folder: Path, endpoint: EndpointProcess
+) -> None:
+    lost = Worker(folder, endpoint, "w-lost", program=fake("lost"))
+    try:
+        until(lambda: endpoint.worker("w-lost"), "the worker polls")
+        assert ended(endpoint, run(endpoint, id="run_before"))["status"] == "COMPLETED"
+        broken = run(endpoint, id="run_broken")
+        waiting = run(endpoint, id="run_waiting")
+        status = ended(endpoint, broken)
+        assert (status["status"], status["error"]) == (
+            "FAILED",
+            "the worker's GPU failed; another worker can draw this",
+        )
+        failure = failure_from_wire(status["output"]["failure"])
+        assert (failure.code, failure.retryable) == ("device_lost", True)
+        # Nobody told it to: it ends by itself, with a code of its own, and takes the SDK's pings along.
+        assert lost.process.wait(PATIENCE) == 3, lost.log.read_text(encoding="utf-8")
+        until(lambda: not lost.group(), "the pings end")
+        assert [e["reason"] for e in lost.events() if e["message"] == "the worker ends"]
+        assert [e["job"] for e in lost.events() if e["message"] == "job started"] == ["run_before", "run_broken"]
+        assert endpoint.status(waiting)["status"] == "IN_QUEUE"
+        # What was answered is not drawn again, and the next worker takes what waits.
+        following = Worker(folder, endpoint, "w-following", program=fake("flat"))
+        try:
+            assert ended(endpoint, waiting)["status"] == "COMPLETED"
+            assert [e["job"] for e in following.events() if e["message"] == "job started"] == ["run_waiting"]
+            assert endpoint.status(broken)["status"] == "FAILED"
+        finally:
+            following.close()
+    finally:
+        lost.close()
+
+
+def test_a_worker_that_is_asked_to_end_while_it_starts_does_so_at_once(folder: Path, endpoint: EndpointProcess) -> None:
+    # A gateway that is away is waited for, so the start takes long enough.
+    worker = Worker(folder, endpoint, "w-early", program=fake("flat"), IMGEN_GATEWAY_URL="http://127.0.0.1:9")
+    try:
+        until(lambda: "fitness check" in worker.log.read_text(encoding="utf-8"), "the checks run")
+        begun = time.monotonic()
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(PATIENCE) == 0
+        assert time.monotonic() - begun < 10
+    finally:
+        worker.close()
+
+
+def test_a_worker_that_is_not_fit_ends_before_the_slow_part_and_tells_the_endpoint_why(
+    folder: Path, endpoint: EndpointProcess
+) -> None:
+    unfit = Worker(folder, endpoint, "w-unfit", IMGEN_MIN_DISK_GB="999999")
+    try:
+        assert unfit.process.wait(PATIENCE) == 1, unfit.log.read_text(encoding="utf-8")
+        assert "disk_space" in unfit.log.read_text(encoding="utf-8")
+        assert not unfit.events(), "no model was loaded"
+        told = (folder / "endpoint" / "endpoint.log").read_text(encoding="utf-8")
+        reasons = [json.loads(line) for line in told.splitlines() if "worker unhealthy" in line]
+        assert [(r["worker"], r["check"]) for r in reasons] == [("w-unfit", "disk_space")]
+        assert "IMGEN_MIN_DISK_GB asks for 999999.0" in reasons[0]["reason"]
+    finally:
+        unfit.close()
+
+
+def test_a_worker_that_must_have_a_gpu_does_not_draw_without_one(folder: Path) -> None:
+    worker = Worker(folder, None, "cpu", IMGEN_REQUIRE_GPU="true", CUDA_VISIBLE_DEVICES="")
+    try:
+        assert worker.process.wait(PATIENCE) == 2
+        (event,) = worker.events()
+        assert "torch sees no GPU" in event["reason"]
+    finally:
+        worker.close()
+
+
+def test_a_warm_picture_is_drawn_before_the_first_job(folder: Path) -> None:
+    local = Worker(
+        folder,
+        None,
+        "warm",
+        "--test_input",
+        json.dumps({"input": job_to_wire(job())}),
+        IMGEN_WARM_PICTURE="100x70",
+    )
+    try:
+        assert local.process.wait(PATIENCE) == 0, local.log.read_text(encoding="utf-8")
+        ready = next(e for e in local.events() if e["message"] == "worker ready")
+        assert ready["seconds"]["first_picture"] > 0
+        assert [e["job"] for e in local.events() if "job" in e] == ["run_1", "run_1"]
     finally:
         local.close()
 

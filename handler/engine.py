@@ -1,0 +1,28 @@
+"""The worker's way to torch: importing this module takes seconds, so that is done after all that can fail quickly."""
+
+from __future__ import annotations
+
+import torch
+
+from handler.models import Model, Models
+from handler.renderer import DiffusersRenderer
+from handler.settings import Settings
+
+
+class DiffusersEngine:
+    """Follows `handler.start.Engine`."""
+
+    def __init__(self, settings: Settings, models: Models) -> None:
+        self._threads = settings.threads
+        self._models = models
+
+    def free_gpu_memory(self) -> list[int]:
+        if not torch.cuda.is_available():
+            return []
+        return [torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())]
+
+    def load(self, model: Model) -> DiffusersRenderer:
+        return DiffusersRenderer.load(model, threads=self._threads)
+
+    def warm_loras(self) -> None:
+        pass
