@@ -75,6 +75,10 @@ class Watch(Protocol):
         """Something was done otherwise than it was asked for."""
         ...
 
+    def used_references(self, count: int) -> None:
+        """So many of the order's guides have an effect. Called once, before the first step, if there are guides."""
+        ...
+
 
 class Renderer(Protocol):
     """A loaded model. It is not safe for two threads: one order at a time."""

@@ -16,8 +16,9 @@ class Family:
 
     ``guidance_argument`` is the pipeline's name for the strength of classifier-free guidance; where that is not
     ``guidance_scale``, the pipeline has a distilled guidance beside it. ``negative`` says whether negative prompts are
-    heeded at a guidance above 1, ``max_tokens`` what goes into ``max_sequence_length`` (None: the pipeline has none),
-    ``edits`` whether the text-to-image pipeline itself looks at reference pictures, as many as there are.
+    heeded at a guidance above ``negative_above``, ``max_tokens`` what goes into ``max_sequence_length`` (None: the
+    pipeline has none), ``edits`` whether the text-to-image pipeline itself looks at reference pictures, as many as
+    there are. ``from_text`` is the pipeline class that draws without references where the folder's own needs one.
     """
 
     name: str
@@ -25,10 +26,12 @@ class Family:
     steps: int
     guidance: float
     negative: bool = True
+    negative_above: float = 1.0
     guidance_argument: str = "guidance_scale"
     size_multiple: int = 16
     max_tokens: int | None = None
     edits: bool = False
+    from_text: str | None = None
 
 
 OTHER = Family(name="other", pipelines=(), steps=30, guidance=5.0, size_multiple=32)
@@ -48,14 +51,15 @@ _TABLE = (
         max_tokens=512,
         edits=True,
     ),
-    Family(name="z-image", pipelines=("ZImagePipeline",), steps=28, guidance=4.0, max_tokens=512),
+    # Its guidance of g is what others call g + 1, so that any above 0 heeds negatives.
+    Family(name="z-image", pipelines=("ZImagePipeline",), steps=28, guidance=4.0, negative_above=0.0, max_tokens=512),
     Family(
         name="qwen-image",
         pipelines=("QwenImagePipeline",),
         steps=30,
         guidance=4.0,
         guidance_argument="true_cfg_scale",
-        max_tokens=512,
+        max_tokens=1024,
     ),
     Family(
         name="qwen-image-edit",
@@ -63,8 +67,9 @@ _TABLE = (
         steps=40,
         guidance=4.0,
         guidance_argument="true_cfg_scale",
-        max_tokens=512,
+        max_tokens=1024,
         edits=True,
+        from_text="QwenImagePipeline",
     ),
 )
 

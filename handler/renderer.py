@@ -1,209 +1,217 @@
-"""Draws with any diffusers text-to-image folder. The one module of the worker that imports torch and diffusers."""
+"""Draws with any diffusers text-to-image folder. See `handler.drawing.Renderer`."""
 
 from __future__ import annotations
 
-import gc
-import hashlib
-import inspect
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
 import torch
-import transformers
-from diffusers import DiffusionPipeline
 from PIL import Image
-from transformers import CLIPTokenizer
 
-from handler import pixelart
-from handler.drawing import OnStep, Order, OutOfMemory, Stopped
+from handler import memory, pixelart, speed
+from handler.drawing import DeviceLost, Order, OutOfMemory, Stopped, Watch
+from handler.guides import Steering, cover, steer, warning
+from handler.log import fields, log
+from handler.memory import Ladder
 from handler.models import Model, ModelsError
+from handler.pipelines import Pipelines, load
+from handler.previews import Previews
 
-#: A file up to this size goes into the revision whole; of a larger one its length, its beginning and its end.
-_HASHED_WHOLE = 32 * 2**20
+if TYPE_CHECKING:
+    from handler.loras import LoraShelf
+
+Finish = Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    """Some pictures of an order that are drawn at once; ``first`` is the index of the first."""
+
+    order: Order
+    first: int
+    seeds: tuple[int, ...]
+    steering: Steering
 
 
 class DiffusersRenderer:
-    """A pipeline that was loaded once and draws many pictures. Made by `load`."""
+    """A model that was loaded once and draws many pictures. Made by `load`."""
 
-    def __init__(self, model: Model, pipeline: Any, revision: str) -> None:
+    def __init__(
+        self, model: Model, pipelines: Pipelines, revision: str, *, device: str, shelf: LoraShelf | None
+    ) -> None:
         self._model = model
-        self._pipeline = pipeline
-        self._accepts = frozenset(inspect.signature(pipeline.__call__).parameters)
-        self._finish = _finisher(model)
+        self._pipelines = pipelines
         self._revision = revision
-        if missing := {"prompt", "width", "height", "num_inference_steps", "generator"} - self._accepts:
-            raise ModelsError(
-                f"models.{model.name}.source: {type(pipeline).__name__} does not draw from text"
-                f" (it takes no {', '.join(sorted(missing))}); choose a text-to-image model"
-            )
-        # A pipeline with "true" guidance beside its own heeds a negative prompt only through that, which stays off.
-        if model.negative and ("negative_prompt" not in self._accepts or "true_cfg_scale" in self._accepts):
-            raise ModelsError(
-                f"models.{model.name}.negative: {type(pipeline).__name__} heeds no negative prompt; write false"
-            )
+        self._shelf = shelf
+        self._wardrobe = None if shelf is None else _wardrobe(pipelines.given, model)
+        self._ladder = Ladder(model, pipelines.given, can_offload=device != "cpu")
+        self._snap, self._finish = _finishers(model)
 
     @classmethod
-    def load(cls, model: Model, *, threads: int = 1) -> DiffusersRenderer:
+    def load(cls, model: Model, *, shelf: LoraShelf | None = None, threads: int = 1) -> DiffusersRenderer:
         """Blocks for seconds to minutes. Raises `ModelsError` if the model can't be what ``models.toml`` says."""
-        torch.set_num_threads(threads)
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            folder = _download(model) if model.hub else Path(model.source)
-            # Review is a stage of its own behind the worker; a checker here would only blacken pictures unseen.
-            checked = "safety_checker" in DiffusionPipeline.load_config(folder)
-            pipeline = DiffusionPipeline.from_pretrained(
-                folder,
-                dtype=_dtype(model.dtype, device),
-                variant=model.variant,
-                # Pickled weights run code when they are loaded, so only safetensors are.
-                use_safetensors=True,
-                local_files_only=True,
-                **({"safety_checker": None, "requires_safety_checker": False} if checked else {}),
-            )
-        except (OSError, ValueError) as exc:
-            raise ModelsError(f"models.{model.name}.source: {model.source} can't be loaded: {exc}") from exc
-        if model.sampler is not None:
-            pipeline.scheduler = _sampler(model, pipeline.scheduler)
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.to(device)
-        # The hub's cache names a folder after the commit in it.
-        return cls(model, pipeline, folder.name[:12] if model.hub else _folder_revision(folder))
+        speed.prepare(device, threads)
+        clock = _Clock()
+        given, revision = load(model, device)
+        clock.lap("weights")
+        pipelines = Pipelines(model, given)
+        speed.shrink(model, pipelines.denoiser)
+        if model.offload == "always" and device != "cpu":
+            given.enable_model_cpu_offload()
+        else:
+            given.to(device)
+        clock.lap("move")
+        speed.tune(model, given, pipelines.denoiser, device)
+        clock.lap("speed")
+        renderer = cls(model, pipelines, revision, device=device, shelf=shelf)
+        log.info("load timing", extra=fields(model=model.name, device=device, seconds=clock.laps))
+        return renderer
 
     @property
     def sampler(self) -> str:
-        scheduler = getattr(self._pipeline, "scheduler", None)
-        return type(scheduler).__name__ if scheduler is not None else "unknown"
+        return type(self._pipelines.text.scheduler).__name__
 
     @property
     def revision(self) -> str:
         return self._revision
 
     def cuts(self, prompt: str) -> bool:
-        """See `Renderer.cuts`. A model with another reader beside CLIP's reads far more than CLIP's 77 tokens."""
-        parts = self._pipeline.components.items()
-        tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
-        return bool(tokenizers) and all(
-            isinstance(each, CLIPTokenizer) and len(each(prompt).input_ids) > each.model_max_length
-            for each in tokenizers
-        )
+        """See `Renderer.cuts`."""
+        return self._pipelines.cuts(prompt)
 
-    def draw(self, order: Order, on_step: OnStep, stopping: Callable[[], bool]) -> Image.Image:
+    def draw(self, order: Order, watch: Watch) -> Iterator[Image.Image]:
         """See `Renderer.draw`. The same order gives the same bytes on the same kind of device."""
-        if stopping():
+        if watch.stopping():
             raise Stopped
-
-        def after_step(pipeline: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-            # Some samplers take more steps than they were asked for; the pipeline knows its real number.
-            on_step(step + 1, getattr(pipeline, "num_timesteps", order.steps))
-            if stopping():
-                raise Stopped
-            return kwargs
-
-        wishes = {
-            "prompt": order.positive,
-            "negative_prompt": order.negative,
-            "width": order.width // self._model.scale,
-            "height": order.height // self._model.scale,
-            "num_inference_steps": order.steps,
-            "guidance_scale": order.guidance,
-            # A generator of the CPU gives the same noise whatever the device is.
-            "generator": torch.Generator("cpu").manual_seed(order.seed),
-            "callback_on_step_end": after_step,
-        }
-        image = self._run({k: v for k, v in wishes.items() if k in self._accepts})
-        if image is None:
-            # Only here, where the fault's frames no longer hold the tensors, can their memory be given back.
-            self._free()
-            raise OutOfMemory
-        return self._finish(image.convert("RGB"))
-
-    def _run(self, wishes: dict[str, Any]) -> Image.Image | None:
-        """None when the memory is not enough."""
-        try:
-            image: Image.Image = self._pipeline(**wishes).images[0]
-        except (torch.OutOfMemoryError, MemoryError):
-            return None
-        except RuntimeError as exc:
-            # The CPU's allocator has no error type of its own.
-            if "can't allocate memory" in str(exc):
-                return None
-            raise
-        return image
+        self._dress(order)
+        steering = self._steer(order, watch)
+        pixels = order.width * order.height
+        self._ladder.begin(pixels, watch)
+        first = 0
+        while first < len(order.seeds):
+            at_once = self._ladder.at_once(len(order.seeds) - first, pixels)
+            batch = _Batch(order=order, first=first, seeds=order.seeds[first : first + at_once], steering=steering)
+            images = self._attempt(partial(self._draw_batch, batch, watch))
+            if images is None:
+                # Only here, where the fault's frames no longer hold the tensors, can their memory be given back.
+                memory.free()
+                self._ladder.climb(at_once, pixels, watch)
+                continue
+            for image in images:
+                yield self._finish(image.convert("RGB"))
+            first += at_once
 
     def close(self) -> None:
-        self._pipeline = None
-        self._free()
+        del self._pipelines, self._wardrobe, self._ladder
+        memory.free()
 
-    def _free(self) -> None:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def _dress(self, order: Order) -> None:
+        def wear() -> bool:
+            if self._shelf is None or self._wardrobe is None:
+                assert not order.loras, "an order with LoRAs needs a shelf"
+                return True
+            self._wardrobe.wear([(self._shelf.take(lora.name), lora.strength) for lora in order.loras])
+            return True
+
+        if self._attempt(wear) is None:
+            memory.free()
+            raise OutOfMemory
+
+    def _steer(self, order: Order, watch: Watch) -> Steering:
+        size = (order.width // self._model.scale, order.height // self._model.scale)
+        steering = steer(order.guides, self._pipelines.reach, size)
+        if order.guides:
+            watch.used_references(steering.used)
+            if sentence := warning(self._model.name, len(order.guides), steering.used):
+                watch.warn(sentence)
+        return steering
+
+    def _attempt(self, work: Callable[[], Any]) -> Any:
+        """None when the memory is not enough."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as exc:
+            if memory.is_shortage(exc):
+                return None
+            if memory.is_loss(exc):
+                raise DeviceLost(str(exc)) from exc
+            raise
+
+    def _draw_batch(self, batch: _Batch, watch: Watch) -> list[Image.Image]:
+        pipeline = self._pipelines.chosen(batch.steering)
+        previews = Previews(pipeline, batch.order, self._model, self._snap)
+
+        def after_step(pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            # Some samplers take more steps than they were asked for; the pipeline knows its real number.
+            steps = getattr(pipeline, "num_timesteps", batch.order.steps)
+            watch.step(batch.first, len(batch.seeds), step + 1, steps)
+            if watch.stopping():
+                raise Stopped
+            if (preview := previews.after(step + 1, steps, tensors.get("latents"))) is not None:
+                watch.preview(batch.first, preview)
+            return tensors
+
+        arguments = self._pipelines.arguments(batch.order, batch.seeds, batch.steering)
+        if self._model.ip_adapter is not None:
+            pipeline.set_ip_adapter_scale(batch.steering.weight)
+        try:
+            with speed.fresh_step_cache(self._model, pipeline, self._pipelines.denoiser):
+                images = pipeline(**arguments, callback_on_step_end=after_step).images
+        finally:
+            if self._model.ip_adapter is not None:
+                pipeline.set_ip_adapter_scale(0.0)
+            self._rest()
+        # A pipeline that chose another size than it was asked for.
+        size = (batch.order.width // self._model.scale, batch.order.height // self._model.scale)
+        return [cover(image, size) for image in images]
+
+    def _rest(self) -> None:
+        """Parts that wait in main memory go back there, though the drawing broke off or was another pipeline's."""
+        if self._ladder.offloaded or self._model.offload == "always":
+            self._pipelines.given.maybe_free_model_hooks()
 
 
-def _download(model: Model) -> Path:
-    """The model's folder in the hub's cache, where it may already be: then no network is needed."""
-    return Path(
-        DiffusionPipeline.download(
-            model.source,
-            revision=model.revision,
-            variant=model.variant,
-            use_safetensors=True,
-            safety_checker=None,
-        )
-    )
+def _wardrobe(pipeline: Any, model: Model) -> Any:
+    from handler.loras import Wardrobe
+
+    return Wardrobe(pipeline, model)
 
 
-def _dtype(name: str, device: str) -> torch.dtype:
-    if name != "auto":
-        dtype = getattr(torch, name)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-    if device == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+class _Clock:
+    """Seconds of each part of a longer work."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._mark = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.laps[part] = round(now - self._mark, 3)
+        self._mark = now
 
 
-def _sampler(model: Model, given: Any) -> Any:
-    choices = {kind.__name__: kind for kind in getattr(given, "compatibles", ())}
-    if model.sampler not in choices:
-        raise ModelsError(
-            f"models.{model.name}.sampler: {model.sampler!r} does not fit this model;"
-            f" write one of {', '.join(sorted(choices))}"
-        )
-    return choices[model.sampler].from_config(given.config)
-
-
-def _finisher(model: Model) -> Callable[[Image.Image], Image.Image]:
-    """What happens to the pipeline's picture: nothing for most models, palette and whole pixels for pixel art."""
+def _finishers(model: Model) -> tuple[Finish, Finish]:
+    """What makes a preview of the pipeline's picture, and what makes the picture: nothing for most models, palette and
+    whole pixels for pixel art."""
     if model.palette is None:
-        return partial(pixelart.upscale, factor=model.scale) if model.scale > 1 else lambda image: image
+        return _as_it_is, partial(pixelart.upscale, factor=model.scale) if model.scale > 1 else _as_it_is
     try:
         palettes = pixelart.read_palettes(model.palette)
     except (OSError, ValueError, TypeError) as exc:
         raise ModelsError(f"models.{model.name}.palette: {model.palette} is no palette file: {exc}") from exc
 
+    def snap(image: Image.Image) -> Image.Image:
+        return pixelart.snap(image, palettes, model.cell)
+
     def finish(image: Image.Image) -> Image.Image:
-        return pixelart.upscale(pixelart.snap(image, palettes, model.cell), model.cell * model.scale)
+        return pixelart.upscale(snap(image), model.cell * model.scale)
 
-    return finish
+    return snap, finish
 
 
-def _folder_revision(folder: Path) -> str:
-    """A short name for exactly these weights: it changes when a file does."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in {".json", ".safetensors", ".txt"}):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= _HASHED_WHOLE:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(2**20))
-                file.seek(-(2**20), 2)
-                digest.update(file.read())
-    return digest.hexdigest()[:12]
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
