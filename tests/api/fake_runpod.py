@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,15 +32,33 @@ def paint(job: contract.Job, index: int) -> bytes:
     return out.getvalue()
 
 
+def failed(code: str, message: str) -> dict[str, Any]:
+    return contract.failure_to_wire(contract.Failure(code=code, message=message))
+
+
+PROGRESS = contract.Progress(sequence=1, phase="drawing", step=3, total_steps=14)
+INVENTORY = contract.Inventory(models={"builtin": "sd15"}, loras={"aya": "sd15", "bella": "sd15"})
+
+
 @dataclass
 class FakeRunPod(httpx.AsyncBaseTransport):
-    """One endpoint. ``uploads`` is a client that reaches the gateway under test."""
+    """One endpoint. ``uploads`` is a client that reaches the gateway under test.
+
+    ``hold`` keeps all jobs in progress and ``held`` those with such a number, from 1; ``vanish`` so many lose their
+    worker; ``answered`` may change the pictures of a result. A worker without ``inventory`` is too old to have one.
+    """
 
     key: str
     uploads: httpx.AsyncClient | None = None
     refuse: int = 0
     down: bool = False
     hold: bool = False
+    held: frozenset[int] = frozenset()
+    progress: contract.Progress = PROGRESS
+    vanish: int = 0
+    answered: Callable[[list[contract.Picture]], list[contract.Picture]] = list
+    inventory: contract.Inventory | None = INVENTORY
+    polls: int = 0
     failure: dict[str, Any] | None = None
     terminal: str = ""
     forget: int = 0
@@ -75,7 +94,13 @@ class FakeRunPod(httpx.AsyncBaseTransport):
             return self._answer(self.refuse, {"error": "refused"})
         self.submitted.append(body)
         job_id = f"{len(self.submitted):08d}-fake-e1"
-        self.jobs[job_id] = {"id": job_id, "status": "IN_QUEUE", "input": body["input"], "webhook": body.get("webhook")}
+        self.jobs[job_id] = {
+            "id": job_id,
+            "number": len(self.submitted),
+            "status": "IN_QUEUE",
+            "input": body["input"],
+            "webhook": body.get("webhook"),
+        }
         return self._answer(200, {"id": job_id, "status": "IN_QUEUE"})
 
     async def _status(self, job_id: str) -> httpx.Response:
@@ -86,10 +111,10 @@ class FakeRunPod(httpx.AsyncBaseTransport):
             self.forget -= 1
             del self.jobs[job_id]
             return self._answer(404, {"error": "job not found"})
-        if self.hold:
-            progress = contract.Progress(sequence=1, phase="drawing", step=3, total_steps=14)
+        if self.hold or job["number"] in self.held:
+            self.polls += 1
             return self._answer(
-                200, {"id": job_id, "status": "IN_PROGRESS", "output": contract.progress_to_wire(progress)}
+                200, {"id": job_id, "status": "IN_PROGRESS", "output": contract.progress_to_wire(self.progress)}
             )
         if job["status"] in {"IN_QUEUE", "IN_PROGRESS"}:
             await self._work(job)
@@ -104,7 +129,21 @@ class FakeRunPod(httpx.AsyncBaseTransport):
             if self.failure.pop("once", False):
                 self.failure = None
             return
+        if self.vanish:
+            self.vanish -= 1
+            job.update(status="FAILED", error="job timed out after 1 retries")
+            return
+        if contract.asks_inventory(job["input"]):
+            if self.inventory is None:
+                job.update(status="FAILED", output={"failure": failed("bad_job", "'id' must be str, not NoneType")})
+            else:
+                job.update(status="COMPLETED", output=contract.inventory_to_wire(self.inventory))
+            return
         order = contract.job_from_wire(job["input"])
+        known = self.inventory.loras if self.inventory else {}
+        if unknown := [lora.name for lora in order.loras if lora.name not in known]:
+            job.update(status="FAILED", output={"failure": failed("unknown_lora", f"no LoRA named {unknown[0]!r}")})
+            return
         pictures = []
         for index in range(order.n):
             data = paint(order, index)
@@ -129,12 +168,13 @@ class FakeRunPod(httpx.AsyncBaseTransport):
                 )
             )
         result = contract.Result(
-            pictures=tuple(pictures),
+            pictures=tuple(self.answered(pictures)),
             steps=order.steps or 14,
             guidance=order.guidance or 4.0,
             sampler="Fake",
             family="fake",
             revision="0",
+            loras=tuple(lora for lora in order.loras if lora.strength),
             timings={"render": 0.01},
             warnings=self.warnings,
         )

@@ -65,6 +65,8 @@ async def test_an_error_row_of_the_reference(gateway, body, status, error):
         {"width": {}},
         {"optimize": "maybe"},
         {"quality": True},
+        {"n": "many"},
+        {"n": [2]},
     ],
     ids=str,
 )
@@ -156,7 +158,7 @@ FIELDS = (
     "prompt model negative optimize use_cache cache_only cache_force cache_pick width "
     "height style format quality lossless compliance_ruleset precompliance wm_image wm_position "
     "wm_scale wm_transparency wm_rotation wm_padding_x wm_padding_y cs_author cs_title cs_description cs_organization "
-    "cs_vendor seed steps guidance id limit cursor "
+    "cs_vendor seed steps guidance n id limit cursor "
 ).split()
 
 

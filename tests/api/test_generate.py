@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 
+import anyio
 import pytest
 from PIL import Image
 
@@ -122,6 +123,9 @@ async def test_every_valid_size_is_drawn(gateway, size):
         pytest.param({"quality": 0}, {"quality": 1}, "quality", id="quality-clamped"),
         pytest.param({"quality": "80"}, {"quality": 80}, "quality", id="numeric-string"),
         pytest.param({"seed": -1}, {}, None, id="seed-minus-one-is-random"),
+        pytest.param({"n": 0}, {}, "n", id="n-below-one"),
+        pytest.param({"n": "1"}, {}, "n", id="n-as-text"),
+        pytest.param({"n": 3, "seed": 2**31 - 1}, {"seed": 2**31 - 3}, "seed", id="the-last-seed-can-be-asked-for"),
         pytest.param({"steps": 100000}, {"steps": 150}, "steps", id="steps-clamped"),
         pytest.param(
             {"style": "", "model": "", "format": "", "compliance_ruleset": ""},
@@ -193,8 +197,6 @@ async def test_pending_status_shows_progress(gateway):
     job = await gateway.call("generate", prompt="a red house")
     seen = await gateway.call("status", id=job["id"])
     assert seen["status"] in {"IN_QUEUE", "IN_PROGRESS"}
-    import anyio
-
     with anyio.fail_after(10):
         while (seen := await gateway.call("status", id=job["id"]))["status"] != "IN_PROGRESS":
             await anyio.sleep(0.05)
@@ -213,8 +215,6 @@ async def test_each_status_signs_its_urls_anew(gateway):
 
 
 async def test_an_expired_url_is_refused(open_gateway):
-    import anyio
-
     gateway = await open_gateway(IMGEN_URL_TTL="1")
     meta = await gateway.picture()
     with anyio.fail_after(10):
@@ -239,3 +239,134 @@ async def test_what_the_worker_could_not_do_as_asked_is_made_visible(gateway):
     gateway.runpod.warnings = ("The model takes 50 steps at most.",)
     meta = await gateway.picture(steps=100)
     assert [(w["code"], w["used"]) for w in meta["warnings"]] == [("worker", "The model takes 50 steps at most.")]
+
+
+#: The members of an image as they were before there could be several, in their order.
+IMAGE = ["url", "filename", "type", "mime", "bytes", "sha256", "width", "height", "expires_at"]
+
+
+async def test_one_picture_is_answered_as_ever_and_says_which_it_is(gateway):
+    meta = await gateway.picture(seed=7)
+    assert [list(image)[: len(IMAGE)] for image in meta["images"]] == [IMAGE, IMAGE]
+    assert [(image["type"], image["index"], image["seed"]) for image in meta["images"]] == [
+        ("signed", 0, 7),
+        ("thumbnail", 0, 7),
+    ]
+    assert meta["images"][0]["filename"] == f"{meta['gen_id']}.jpg"
+
+
+async def test_several_pictures_of_one_job_are_told_apart(gateway):
+    meta = await gateway.picture(n=3, seed=7, format="png")
+    images = meta["images"]
+    assert [(image["type"], image["index"], image["seed"]) for image in images] == [
+        (kind, index, 7 + index) for index in range(3) for kind in ("signed", "thumbnail")
+    ]
+    assert (meta["fingerprint"], meta["seed"]) == (images[0]["sha256"], 7)
+    assert len({image["filename"] for image in images}) == len({image["sha256"] for image in images}) == 6
+    for image in images:
+        content = (await gateway.http.get(image["url"])).content
+        assert hashlib.sha256(content).hexdigest() == image["sha256"]
+        assert verify(content, anchors(gateway)).state == "trusted"
+    sent = gateway.runpod.submitted[-1]["input"]
+    assert sent["n"] == 3 and len({upload["url"] for upload in sent["uploads"]}) == 3
+
+
+async def test_each_of_several_can_be_drawn_again_alone_by_its_seed(gateway):
+    async def pixels(image):
+        return Image.open(io.BytesIO((await gateway.http.get(image["url"])).content)).tobytes()
+
+    several = [image for image in (await gateway.picture(n=2, format="png"))["images"] if image["type"] == "signed"]
+    alone = (await gateway.picture(seed=several[1]["seed"], format="png"))["images"][0]
+    assert await pixels(alone) == await pixels(several[1]) != await pixels(several[0])
+
+
+async def test_more_pictures_than_a_job_may_have_are_eight(gateway):
+    job = await gateway.call("generate", prompt="a red house", n=99)
+    assert [(w["code"], w["field"], w["used"]) for w in job["warnings"]] == [("clamped", "n", "8")]
+    assert gateway.runpod.submitted[-1]["input"]["n"] == 8
+
+
+async def test_several_pictures_that_travel_inline_are_finished_too(gateway):
+    gateway.runpod.inline = True
+    assert len((await gateway.picture(n=2))["images"]) == 4
+
+
+async def test_pictures_that_the_worker_names_out_of_order_are_put_in_order(gateway):
+    gateway.runpod.answered = lambda pictures: pictures[::-1]
+    meta = await gateway.picture(n=2, seed=7)
+    assert [image["index"] for image in meta["images"]] == [0, 0, 1, 1] and meta["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        pytest.param(lambda pictures: pictures[:1], id="too-few"),
+        pytest.param(lambda pictures: [pictures[0], pictures[0]], id="one-twice"),
+    ],
+)
+async def test_other_pictures_than_were_ordered_are_no_answer(gateway, answered):
+    gateway.runpod.answered = answered
+    job = await gateway.call("generate", prompt="a red house", n=2)
+    ended = await gateway.ended(job["id"])
+    assert (ended["status"], ended["code"]) == ("FAILED", "worker_contract")
+    assert len(gateway.runpod.submitted) == 1
+
+
+async def test_a_character_is_drawn_with_its_lora(gateway):
+    meta = await gateway.picture("@aya on a hill")
+    assert gateway.runpod.submitted[-1]["input"]["loras"] == [{"name": "aya", "strength": 1.0}]
+    assert meta["loras"] == [{"name": "aya", "strength": 1.0}]
+
+
+async def test_nobody_wears_a_lora_that_was_not_called(gateway):
+    assert (await gateway.picture("a hill"))["loras"] == []
+    assert gateway.runpod.submitted[-1]["input"]["loras"] == []
+
+
+CATALOG = """
+version = 1
+
+[characters.aya]
+label = "Aya"
+trigger = "aya"
+lora = "aya"
+strength = 0.5
+
+[models.eros]
+label = "Eros"
+worker = "builtin"
+default_style = "plain"
+
+[models.eros.styles.plain]
+label = "Plain"
+
+[models.eros.styles.foxy]
+label = "Foxy"
+lora = "aya"
+strength = 1.5
+
+[models.eros.styles.owlish]
+label = "Owlish"
+lora = "bella"
+strength = 0
+"""
+
+
+async def test_character_and_style_wear_their_loras_together(open_gateway, tmp_path):
+    path = tmp_path / "catalog.toml"
+    path.write_text(CATALOG, encoding="utf-8")
+    gateway = await open_gateway(IMGEN_CATALOG=str(path))
+    assert (await gateway.picture("@aya"))["loras"] == [{"name": "aya", "strength": 0.5}]
+    assert (await gateway.picture("@aya", style="foxy"))["loras"] == [{"name": "aya", "strength": 1.5}]
+    worn = (await gateway.picture("@aya", style="owlish"))["loras"]
+    # What was asked for is both; what the worker says it wore is the one that had an effect.
+    assert [lora["name"] for lora in gateway.runpod.submitted[-1]["input"]["loras"]] == ["aya", "bella"]
+    assert worn == [{"name": "aya", "strength": 0.5}]
+
+
+async def test_a_lora_that_the_worker_lacks_ends_the_job_at_once(gateway):
+    gateway.runpod.inventory = contract.Inventory(models={"builtin": "sd15"})
+    job = await gateway.call("generate", prompt="@aya on a hill")
+    ended = await gateway.ended(job["id"])
+    assert (ended["status"], ended["code"]) == ("FAILED", "unknown_lora")
+    assert len(gateway.runpod.submitted) == 1

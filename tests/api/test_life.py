@@ -1,7 +1,12 @@
 """The life of a job beyond the good case: nothing lost, nothing twice, nothing unreviewed."""
 
+import logging
+
 import anyio
 import pytest
+import structlog.testing
+
+from handler import contract
 
 pytestmark = pytest.mark.anyio
 
@@ -224,3 +229,108 @@ async def test_raw_uploads_go_once_the_picture_is_out_and_the_master_stays(gatew
         while list((pictures / "raw").rglob("*.png")):
             await anyio.sleep(0.02)
     assert len(list((pictures / "master").rglob("*.png"))) == 1
+
+
+async def test_of_several_pictures_none_leaves_when_one_is_blocked(gateway):
+    job = await gateway.call("generate", prompt="two nude people having sex", compliance_ruleset="strict", n=3)
+    ended = await gateway.ended(job["id"])
+    assert ended["compliance"] == "unsafe" and "meta" not in ended
+    pictures = gateway.settings.data / "pictures"
+    with anyio.fail_after(5):
+        while list((pictures / "raw").rglob("*.png")):
+            await anyio.sleep(0.02)
+    assert not [path for folder in ("out", "master") for path in (pictures / folder).rglob("*.*")]
+
+
+async def test_a_lost_device_costs_one_more_attempt_and_nothing_twice(gateway):
+    failure = {"version": "1.1", "code": "device_lost", "message": "the GPU failed", "retryable": True, "once": True}
+    gateway.runpod.failure = failure
+    meta = await gateway.picture(n=2)
+    assert len(gateway.runpod.submitted) == 2
+    first, second = (sent["webhook"] for sent in gateway.runpod.submitted)
+    assert first != second
+    # The lost worker's last word comes late, and changes nothing.
+    assert (await gateway.http.post(first, json={"id": "00000001-fake-e1"})).status_code == 200
+    again = await gateway.ended(meta["id"])
+    assert again["meta"]["fingerprint"] == meta["fingerprint"]
+    assert len(gateway.runpod.submitted) == 2
+    published = {path.name for path in (gateway.settings.data / "pictures" / "out").rglob("*.jpg")}
+    assert published == {f"{image['sha256']}.jpg" for image in meta["images"]} and len(published) == 4
+
+
+async def test_a_device_that_is_lost_twice_ends_the_job(gateway):
+    gateway.runpod.failure = {"version": "1.1", "code": "device_lost", "message": "no", "retryable": True}
+    job = await gateway.call("generate", prompt="a red house")
+    ended = await gateway.ended(job["id"])
+    assert (ended["status"], ended["code"], len(gateway.runpod.submitted)) == ("FAILED", "device_lost", 2)
+
+
+async def test_a_job_whose_worker_vanished_is_drawn_by_another(gateway):
+    gateway.runpod.vanish = 1
+    assert (await gateway.picture())["compliance"] == "safe"
+    assert len(gateway.runpod.submitted) == 2
+
+
+def at(step, total_steps, **more):
+    return contract.Progress(sequence=1, phase="drawing", step=step, total_steps=total_steps, **more)
+
+
+async def progress_is(gateway, job, wanted):
+    with anyio.fail_after(10):
+        while (await gateway.call("status", id=job["id"])).get("progress") != wanted:
+            await anyio.sleep(0.05)
+
+
+async def polled(gateway, times):
+    """The gateway has read the progress so often."""
+    before = gateway.runpod.polls
+    with anyio.fail_after(10):
+        while gateway.runpod.polls < before + times:
+            await anyio.sleep(0.02)
+    await anyio.sleep(0.3)  # as long as the service remembers an open job
+
+
+async def test_progress_counts_all_pictures_and_never_falls(gateway):
+    gateway.runpod.hold, gateway.runpod.progress = True, at(20, 42, picture=1, pictures=3)
+    job = await gateway.call("generate", prompt="a red house", n=3)
+    await progress_is(gateway, job, {"step": 20, "total_steps": 42})
+    gateway.runpod.progress = at(6, 28)  # overtaken on its way
+    await polled(gateway, 3)
+    assert (await gateway.call("status", id=job["id"]))["progress"] == {"step": 20, "total_steps": 42}
+    gateway.runpod.progress = at(42, 42)
+    await progress_is(gateway, job, {"step": 42, "total_steps": 42})
+
+
+async def test_progress_begins_anew_with_the_second_attempt(gateway):
+    failure = {"version": "1.1", "code": "device_lost", "message": "the GPU failed", "retryable": True, "once": True}
+    runpod = gateway.runpod
+    runpod.hold, runpod.progress = True, at(20, 28)
+    job = await gateway.call("generate", prompt="a red house", n=2)
+    await progress_is(gateway, job, {"step": 20, "total_steps": 28})
+    runpod.failure, runpod.held, runpod.progress, runpod.hold = failure, frozenset({2}), at(2, 28), False
+    await progress_is(gateway, job, {"step": 2, "total_steps": 28})
+    assert len(runpod.submitted) == 2
+    runpod.held = frozenset()
+    assert (await gateway.ended(job["id"]))["status"] == "COMPLETED"
+
+
+async def test_a_preview_that_nobody_reviewed_goes_nowhere(gateway, caplog, capfd):
+    """The gateway asks for none; one that comes all the same is in no answer, no log and no file."""
+    caplog.set_level(logging.DEBUG)
+    secret = "UklGRunreviewedpixels"
+    with structlog.testing.capture_logs() as logs:
+        gateway.runpod.hold, gateway.runpod.progress = True, at(7, 14, preview=secret)
+        job = await gateway.call("generate", prompt="a red house")
+        await progress_is(gateway, job, {"step": 7, "total_steps": 14})
+        hook = gateway.runpod.submitted[-1]["webhook"]
+        output = contract.progress_to_wire(gateway.runpod.progress)
+        await gateway.http.post(hook, json={"id": "00000001-fake-e1", "status": "IN_PROGRESS", "output": output})
+        answers = [await gateway.call("status", id=job["id"]), await gateway.call("jobs")]
+        gateway.runpod.hold = False
+        answers.append(await gateway.ended(job["id"]))
+    assert gateway.runpod.submitted[-1]["input"]["preview_every"] == 0
+    shown = capfd.readouterr()
+    for text in (str(answers), str(logs), caplog.text, shown.out, shown.err):
+        assert secret not in text and "preview" not in text
+    files = [path for path in gateway.settings.data.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if secret.encode() in path.read_bytes()]

@@ -3,6 +3,7 @@
 import pytest
 
 from gateway.core import catalog
+from gateway.core.images import Lora
 from gateway.errors import CatalogError
 
 GOOD = """
@@ -41,6 +42,7 @@ def test_the_shipped_catalogue_has_the_references_names():
     assert list(shipped.characters)[:2] == ["aya", "bella"]
     assert shipped.default_model == "eros"
     assert shipped.style("eros", "") == "professional"
+    assert shipped.loras_of("eros") == {"characters.aya": "aya", "characters.bella": "bella"}
 
 
 def test_the_first_model_is_the_default_and_order_is_kept(read):
@@ -61,6 +63,27 @@ def test_characters_belong_to_every_model_unless_it_names_them(read):
     assert loaded.characters_of("second") == ()
 
 
+def test_characters_and_styles_may_name_a_lora(read):
+    loaded = read(
+        GOOD.replace('label = "Aya"', 'label = "Aya"\nlora = "fox"').replace(
+            'label = "Plain"', 'label = "Plain"\nlora = "ink"\nstrength = 0.5'
+        )
+    )
+    assert loaded.loras_of("first") == {"characters.aya": "fox", "models.first.styles.plain": "ink"}
+    assert loaded.loras_of("second") == {}
+    assert catalog.worn(loaded.characters["aya"], loaded.models["first"].styles["plain"], None) == (
+        Lora(name="fox", strength=1.0),
+        Lora(name="ink", strength=0.5),
+    )
+
+
+def test_a_lora_that_is_named_twice_is_worn_once_at_the_larger_strength():
+    weak = catalog.Character(label="x", lora="fox", strength=0.5)
+    strong = catalog.Style(label="y", lora="fox", strength=1.5)
+    assert catalog.worn(weak, strong) == catalog.worn(strong, weak) == (Lora(name="fox", strength=1.5),)
+    assert catalog.worn(catalog.Style(label="plain")) == ()
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
@@ -69,6 +92,17 @@ def test_characters_belong_to_every_model_unless_it_names_them(read):
         pytest.param(GOOD.replace('"plain"', '"plane"'), "catalog.toml:10: ", id="default-style-with-line"),
         pytest.param(GOOD.replace("characters = []", 'characters = ["bob"]'), "'bob'", id="unknown-character"),
         pytest.param(GOOD.replace("[models.first]", "[models.First]"), "models", id="upper-case"),
+        pytest.param(
+            GOOD.replace('label = "Aya"', 'label = "Aya"\nlora = "aya"\nstrength = 2.5'),
+            "catalog.toml:7: characters.aya.strength: ",
+            id="strength-above-2-with-line",
+        ),
+        pytest.param(
+            GOOD.replace('label = "Plain"', 'label = "Plain"\nstrength = 1.0'),
+            "catalog.toml:12: models.first.styles.plain: has a strength but no lora; name one",
+            id="strength-of-nothing",
+        ),
+        pytest.param(GOOD.replace('label = "Aya"', 'label = "Aya"\nlora = "../aya"'), "aya.lora", id="lora-is-a-name"),
         pytest.param("version = 1\n[models.x\n", "line 2", id="not-toml"),
         pytest.param("version = 1\n", "models", id="no-models"),
     ],

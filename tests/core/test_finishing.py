@@ -12,6 +12,7 @@ from compliance.authority import load_or_create
 from compliance.errors import ReviewUnavailable
 from compliance.fingerprint import fingerprint
 from compliance.review import Opinion, PictureCheck, load_rulesets
+from compliance.rules import Violation
 from compliance.sign import Signer
 from gateway.core.finishing import DrawAgain, Finisher, raw_key
 from gateway.core.images import Credentials, Delivery, Drawing, Drawn, Job, RawPicture, State
@@ -36,6 +37,17 @@ class Flaky:
         return Opinion()
 
 
+class NoBlue:
+    """A reviewer that blocks blue pictures."""
+
+    name, version = "no-blue", "1"
+
+    def review(self, case):
+        blue = case.raw.pixels.getpixel((0, 0)) == (0, 0, 255)
+        seen = Violation(rule="blue", category=min(case.ruleset.block), name="Blue")
+        return Opinion(violations=(seen,) if blue else ())
+
+
 def png(colour="red", size=(64, 32)):
     image = Image.new("RGB", size, colour)
     image.paste("white", (4, 4, 20, 20))
@@ -56,6 +68,23 @@ def job_of(data, **changed):
         delivery=Delivery(), created_at=0.0, deadline_at=1.0, state=State.FINISHING, drawn=drawn, drawn_at=1.0,
     )  # fmt: skip
     return replace(job, **changed)
+
+
+async def several_of(storage, *colours):
+    """A drawn job with one picture per colour, the first with seed 1."""
+    job = job_of(png())
+    raws = tuple(
+        RawPicture(index=index, seed=1 + index, sha256=fingerprint(png(colour)), width=64, height=32)
+        for index, colour in enumerate(colours)
+    )
+    job = replace(job, drawing=replace(job.drawing, n=len(raws)), drawn=replace(job.drawn, pictures=raws))
+    for raw, colour in zip(raws, colours, strict=True):
+        await storage.keep(raw_key(job, raw.index), png(colour))
+    return job
+
+
+def files_of(tmp_path):
+    return {str(path.relative_to(tmp_path / "p")) for path in (tmp_path / "p").rglob("*.*") if path.is_file()}
 
 
 @pytest.fixture
@@ -144,5 +173,36 @@ async def test_two_finishers_of_one_job_never_overwrite_each_other(make, tmp_pat
     assert not {p.key for p in first.pictures} & {p.key for p in second.pictures}
     await finisher.discard(second)
     await finisher.tidy(replace(job, outcome=first))
-    left = {str(path.relative_to(tmp_path / "p")) for path in (tmp_path / "p").rglob("*.*") if path.is_file()}
-    assert left == {p.key for p in first.pictures} | set(first.masters)
+    assert files_of(tmp_path) == {p.key for p in first.pictures} | set(first.masters)
+
+
+async def test_several_pictures_are_each_signed_and_kept(make, tmp_path):
+    finisher, storage = await make(NoBlue())
+    job = await several_of(storage, "red", "green", "yellow")
+    outcome = await finisher.finish(job)
+    assert [(picture.index, picture.type) for picture in outcome.pictures] == [
+        (index, kind) for index in range(3) for kind in ("signed", "thumbnail")
+    ]
+    assert len({picture.filename for picture in outcome.pictures}) == 6
+    await finisher.tidy(replace(job, outcome=outcome))
+    assert files_of(tmp_path) == {picture.key for picture in outcome.pictures} | set(outcome.masters)
+
+
+@pytest.mark.parametrize("colours", [("blue", "red"), ("red", "green", "blue")], ids="-".join)
+async def test_one_blocked_picture_keeps_all_of_its_job(make, tmp_path, colours):
+    finisher, storage = await make(NoBlue())
+    job = await several_of(storage, *colours)
+    outcome = await finisher.finish(job)
+    assert not outcome.verdict.safe and outcome.pictures == ()
+    assert not list((tmp_path / "p" / "out").rglob("*.*"))
+    await finisher.tidy(replace(job, outcome=outcome))
+    assert files_of(tmp_path) == set(outcome.masters) == {f"quarantine/{job.gen_id}/{colours.index('blue')}.png"}
+
+
+async def test_one_lost_picture_of_several_means_none(make, tmp_path):
+    finisher, storage = await make(NoBlue())
+    job = await several_of(storage, "red", "green")
+    await storage.purge(raw_key(job, 1))
+    with pytest.raises(DrawAgain):
+        await finisher.finish(job)
+    assert not list((tmp_path / "p" / "out").rglob("*.*"))

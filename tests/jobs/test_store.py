@@ -83,6 +83,25 @@ def test_a_row_of_a_later_release_can_be_read() -> None:
     assert decode(list(row.values())).drawing == job().drawing
 
 
+#: As version 0.1 wrote them.
+OLD_DRAWING = (
+    '{"prompt":"@aya","positive":"aya","negative":"","model":"eros","worker_model":"builtin","style":"","character":"aya",'
+    '"width":1344,"height":768,"seed":7,"steps":null,"guidance":null,"n":1,"optimized":false}'
+)
+OLD_DRAWN = (
+    '{"pictures":[{"index":0,"seed":7,"sha256":"ab","width":1344,"height":768}],"steps":14,"guidance":3.0,'
+    '"sampler":"DDIM","family":"sd15","revision":"1","negative_used":true,"timings":{"draw":0.4},"warnings":[]}'
+)
+
+
+def test_a_row_of_before_there_were_loras_can_be_read() -> None:
+    row = encode(job(), FIELDS) | {"drawing": OLD_DRAWING, "drawn": OLD_DRAWN}
+    old = decode(list(row.values()))
+    assert old.drawing.loras == () and old.drawing.seed == 7
+    assert old.drawn is not None
+    assert (old.drawn.loras, old.drawn.references, old.drawn.pictures[0].sha256) == ((), 0, "ab")
+
+
 async def test_whoever_adds_a_job_holds_its_first_lease(jobs: SqlJobs) -> None:
     new = await held(jobs)
     assert await jobs.claim(new.gen_id, lease="theirs", now=49.0, until=90.0) is None
