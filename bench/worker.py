@@ -25,7 +25,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from handler.contract import Job, Upload, job_to_wire
-from handler.loras import LoraShelf
+from handler.loras import LoraShelf, Wardrobe
 from handler.models import Models, read_models
 from handler.renderer import DiffusersRenderer
 from handler.settings import SHIPPED_MODELS
@@ -103,7 +103,7 @@ def _swap(models: Models, rounds: int) -> None:
     model = models.by_name[models.warm[0]]
     shelf = LoraShelf(models.loras, memory=models.lora_memory)
     first, second = (shelf.take(name) for name in list(models.loras)[:2])
-    wardrobe = DiffusersRenderer.load(model, shelf=shelf).wardrobe
+    wardrobe = Wardrobe(DiffusionPipeline.from_pretrained(model.source, safety_checker=None), model)
     theirs = _peft(models)
     times: dict[str, list[float]] = {name: [] for name in ("on", "swap", "off", "peft")}
     for _ in range(max(rounds, 5)):
