@@ -10,6 +10,12 @@ from PIL import Image, ImageOps
 
 from handler.drawing import Guide
 
+_SMALLEST = 64
+"""Pixels of the shorter side."""
+
+_LONGEST = 8
+"""Times the shorter side."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reach:
@@ -41,7 +47,7 @@ class Steering:
 def steer(guides: Sequence[Guide], reach: Reach, size: tuple[int, int]) -> Steering:
     """``size`` is the pipeline's width and height."""
     if reach.edits:
-        return Steering(edited=tuple(guide.image.convert("RGB") for guide in guides))
+        return Steering(edited=tuple(_presentable(guide.image.convert("RGB")) for guide in guides))
     looked_at = [guide for guide in guides if reach.looks and guide.role == "guide"]
     others = [guide for guide in guides if guide not in looked_at]
     start = next((guide for guide in others if guide.role == "init"), others[0] if others else None)
@@ -63,6 +69,13 @@ def _looking(guides: Sequence[Guide]) -> Steering:
     # One adapter has one strength.
     weight = sum(guide.strength for guide in guides) / len(guides)
     return Steering(looked_at=tuple(guide.image.convert("RGB") for guide in guides), weight=weight)
+
+
+def _presentable(image: Image.Image) -> Image.Image:
+    """Pipelines that edit refuse pictures that are tiny or very long."""
+    width, height = (min(side, other * _LONGEST) for side, other in (image.size, image.size[::-1]))
+    zoom = max(1.0, _SMALLEST / min(width, height))
+    return cover(image, (round(width * zoom), round(height * zoom)))
 
 
 def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -123,18 +122,21 @@ def _parameters(call: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(call).parameters)
 
 
-def load(model: Model, device: str) -> tuple[Any, str]:
-    """A pipeline with nothing moved to the device yet, and a short name of its weights. Raises `ModelsError`."""
+def available_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load(model: Model) -> tuple[Any, str]:
+    """A pipeline in main memory, and a short name of its weights. Raises `ModelsError`."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    started = time.perf_counter()
     try:
         folder = _download(model) if model.hub else Path(model.source)
         # Review is a stage of its own behind the worker; a checker here would only blacken pictures unseen.
         checked = "safety_checker" in DiffusionPipeline.load_config(folder)
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
-            dtype=_dtype(model.dtype, device),
+            dtype=_dtype(model.dtype, available_device()),
             variant=model.variant,
             # Pickled weights run code when they are loaded, so only safetensors are.
             use_safetensors=True,
@@ -143,13 +145,12 @@ def load(model: Model, device: str) -> tuple[Any, str]:
         )
         if model.ip_adapter is not None:
             _load_ip_adapter(model, model.ip_adapter, pipeline)
-    except (OSError, ValueError) as exc:
-        if isinstance(exc, ModelsError):
-            raise
+    except ModelsError:
+        raise
+    except (OSError, ValueError, ImportError) as exc:
         raise ModelsError(f"models.{model.name}.source: {model.source} can't be loaded: {exc}") from exc
     if model.sampler is not None:
         pipeline.scheduler = _sampler(model, pipeline.scheduler)
-    log.debug("weights read", extra=fields(model=model.name, seconds=round(time.perf_counter() - started, 3)))
     # The hub's cache names a folder after the commit in it.
     return pipeline, folder.name[:12] if model.hub else _folder_revision(folder)
 

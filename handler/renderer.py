@@ -6,22 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from PIL import Image
 
 from handler import memory, pixelart, speed
 from handler.drawing import DeviceLost, Order, OutOfMemory, Stopped, Watch
 from handler.guides import Steering, cover, steer, warning
 from handler.log import fields, log
+from handler.loras import LoraShelf, Wardrobe
 from handler.memory import Ladder
 from handler.models import Model, ModelsError
-from handler.pipelines import Pipelines, load
+from handler.pipelines import Pipelines, available_device, load
 from handler.previews import Previews
-
-if TYPE_CHECKING:
-    from handler.loras import LoraShelf
 
 Finish = Callable[[Image.Image], Image.Image]
 
@@ -46,18 +43,33 @@ class DiffusersRenderer:
         self._pipelines = pipelines
         self._revision = revision
         self._shelf = shelf
-        self._wardrobe = None if shelf is None else _wardrobe(pipelines.given, model)
+        self._wardrobe = None if shelf is None else Wardrobe(pipelines.given, model)
         self._ladder = Ladder(model, pipelines.given, can_offload=device != "cpu")
         self._snap, self._finish = _finishers(model)
 
     @classmethod
     def load(cls, model: Model, *, shelf: LoraShelf | None = None, threads: int = 1) -> DiffusersRenderer:
         """Blocks for seconds to minutes. Raises `ModelsError` if the model can't be what ``models.toml`` says."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        speed.prepare(device, threads)
         clock = _Clock()
-        given, revision = load(model, device)
+        given, revision = load(model)
         clock.lap("weights")
+        return cls.over(model, given, revision, shelf=shelf, threads=threads, clock=clock)
+
+    @classmethod
+    def over(
+        cls,
+        model: Model,
+        given: Any,
+        revision: str,
+        *,
+        shelf: LoraShelf | None = None,
+        threads: int = 1,
+        clock: _Clock | None = None,
+    ) -> DiffusersRenderer:
+        """Over a pipeline that is in main memory already. Raises `ModelsError`."""
+        clock = clock or _Clock()
+        device = available_device()
+        speed.prepare(device, threads)
         pipelines = Pipelines(model, given)
         speed.shrink(model, pipelines.denoiser)
         if model.offload == "always" and device != "cpu":
@@ -67,9 +79,8 @@ class DiffusersRenderer:
         clock.lap("move")
         speed.tune(model, given, pipelines.denoiser, device)
         clock.lap("speed")
-        renderer = cls(model, pipelines, revision, device=device, shelf=shelf)
         log.info("load timing", extra=fields(model=model.name, device=device, seconds=clock.laps))
-        return renderer
+        return cls(model, pipelines, revision, device=device, shelf=shelf)
 
     @property
     def sampler(self) -> str:
@@ -173,12 +184,6 @@ class DiffusersRenderer:
         """Parts that wait in main memory go back there, though the drawing broke off or was another pipeline's."""
         if self._ladder.offloaded or self._model.offload == "always":
             self._pipelines.given.maybe_free_model_hooks()
-
-
-def _wardrobe(pipeline: Any, model: Model) -> Any:
-    from handler.loras import Wardrobe
-
-    return Wardrobe(pipeline, model)
 
 
 class _Clock:
