@@ -66,7 +66,7 @@ def _overhead(models: Models, rounds: int) -> None:
 
 def _plain(models: Models) -> Callable[[], object]:
     model = models.by_name[models.warm[0]]
-    pipeline = DiffusionPipeline.from_pretrained(model.source, safety_checker=None)
+    pipeline = DiffusionPipeline.from_pretrained(model.source, safety_checker=None, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return lambda: pipeline(
         PROMPT,
@@ -103,7 +103,9 @@ def _swap(models: Models, rounds: int) -> None:
     model = models.by_name[models.warm[0]]
     shelf = LoraShelf(models.loras, memory=models.lora_memory)
     first, second = (shelf.take(name) for name in list(models.loras)[:2])
-    wardrobe = Wardrobe(DiffusionPipeline.from_pretrained(model.source, safety_checker=None), model)
+    wardrobe = Wardrobe(
+        DiffusionPipeline.from_pretrained(model.source, safety_checker=None, dtype=torch.float32), model
+    )
     theirs = _peft(models)
     times: dict[str, list[float]] = {name: [] for name in ("on", "swap", "off", "peft")}
     for _ in range(max(rounds, 5)):
@@ -118,7 +120,9 @@ def _swap(models: Models, rounds: int) -> None:
 
 
 def _peft(models: Models) -> Callable[[], object]:
-    pipeline = DiffusionPipeline.from_pretrained(models.by_name[models.warm[0]].source, safety_checker=None)
+    pipeline = DiffusionPipeline.from_pretrained(
+        models.by_name[models.warm[0]].source, safety_checker=None, dtype=torch.float32
+    )
     files = [Path(lora.source) for lora in list(models.loras.values())[:2]]
 
     def swap() -> None:

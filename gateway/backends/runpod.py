@@ -254,6 +254,10 @@ def _job(order: RenderOrder) -> contract.Job:
         guidance=drawing.guidance,
         n=drawing.n,
         loras=tuple(contract.Lora(name=lora.name, strength=lora.strength) for lora in drawing.loras),
+        references=tuple(
+            contract.Reference(url=loan, sha256=r.sha256, role=r.role, strength=r.strength)
+            for loan, r in zip(order.loans, drawing.references, strict=True)
+        ),
         uploads=tuple(contract.Upload(url=slot.url, headers=slot.headers) for slot in order.slots),
         deadline=order.deadline_at + order.execution_timeout,
     )

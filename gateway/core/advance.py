@@ -128,6 +128,9 @@ class Advancer:
             slots=tuple(
                 self._storage.slot(raw_key(job, index), expires_at=expires_at) for index in range(job.drawing.n)
             ),
+            loans=tuple(
+                self._storage.loan(reference.key, expires_at=expires_at) for reference in job.drawing.references
+            ),
             webhook=self._webhook(job.gen_id, job.attempt),
             execution_timeout=self._policy.execution_timeout,
             ttl=max(job.deadline_at - self._now(), 10),
@@ -318,10 +321,18 @@ class Advancer:
 
     # In the background
 
-    def withdraw_soon(self, job: Job) -> None:
-        """`withdraw` without waiting for it."""
+    def let_go_soon(self, job: Job) -> None:
+        """Stop the drawing of a cancelled job and remove what it kept, without waiting for it."""
         if self._tasks is not None:
-            self._tasks.start_soon(self.withdraw, job)
+            self._tasks.start_soon(self._let_go, job)
+
+    async def _let_go(self, job: Job) -> None:
+        await self.withdraw(job)
+        try:
+            await self._storage.purge(raw_prefix(job))
+        except Unavailable as exc:
+            # What stays is swept up with all that is old.
+            log.warning("files of a cancelled job stay", job=job.gen_id, error=exc.message)
 
     def _nudge(self, gen_id: str) -> None:
         """Advance a job soon. Asked while it is at it, it looks once more: the news may have come after the look."""

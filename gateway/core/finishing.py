@@ -57,6 +57,11 @@ def raw_key(job: Job, index: int) -> str:
     return f"{raw_prefix(job)}/{job.attempt}/{index}.png"
 
 
+def reference_key(gen_id: str, index: int) -> str:
+    """Where a reference picture lies as long as its job is open: it goes with the raw pictures."""
+    return f"raw/{gen_id}/references/{index}.png"
+
+
 class Finisher:
     """Makes the `Outcome` of a drawn job. Open it before use: it proves that what it signs is trusted."""
 

@@ -80,6 +80,20 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """A picture that steers the drawing, kept under a private key until the job has ended.
+
+    As ``init`` the drawing starts from it and goes ``strength`` (0..1) of the way away from it; as ``guide`` the model
+    looks at it with that strength, where it can.
+    """
+
+    key: str
+    sha256: str
+    role: str = "init"
+    strength: float = 0.6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Drawing:
     """What to draw. ``prompt`` is the text as it was asked for, ``positive`` and ``negative`` what the model gets.
 
@@ -101,6 +115,7 @@ class Drawing:
     n: int = 1
     optimized: bool = False
     loras: tuple[Lora, ...] = ()
+    references: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,12 +244,13 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderOrder:
-    """What a backend needs to know of a job."""
+    """What a backend needs to know of a job. ``loans`` are signed GET addresses, one for each of its references."""
 
     gen_id: str
     request_id: str
     drawing: Drawing
     slots: tuple[Slot, ...]
+    loans: tuple[str, ...]
     webhook: str | None
     execution_timeout: float
     ttl: float

@@ -80,6 +80,9 @@ class Storage(Protocol):
     def slot(self, key: str, *, expires_at: float) -> Slot:
         """A signed address to which a worker can upload one private PNG."""
 
+    def loan(self, key: str, *, expires_at: float) -> str:
+        """A signed address from which a worker can read one private PNG that belongs to its job."""
+
     async def keep(self, key: str, data: bytes) -> None:
         """Store something private."""
 

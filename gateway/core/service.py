@@ -6,7 +6,7 @@ import secrets
 import string
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio.to_thread
 import structlog
@@ -15,9 +15,21 @@ from compliance.rules import PromptGate
 from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
 from gateway.core.catalog import Catalog, worn
-from gateway.core.finishing import Finisher
-from gateway.core.images import Caller, Delivery, Drawing, Fault, Job, Notice, Readiness, State, StoredPicture
+from gateway.core.finishing import Finisher, reference_key
+from gateway.core.images import (
+    Caller,
+    Delivery,
+    Drawing,
+    Fault,
+    Job,
+    Notice,
+    Readiness,
+    Reference,
+    State,
+    StoredPicture,
+)
 from gateway.core.ports import Backend, Jobs, Storage
+from gateway.core.references import GivenReference, clean
 from gateway.errors import BackendRefused, BackendUnavailable, JobNotFound, JobNotOpen, PromptBlocked, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -55,6 +67,7 @@ class Wish:
     steps: int | None = None
     guidance: float | None = None
     n: int = 1
+    references: tuple[GivenReference, ...] = ()
     notices: tuple[Notice, ...] = ()
 
 
@@ -94,14 +107,17 @@ class GenerationService:
     async def submit(self, caller: Caller, wish: Wish) -> Job:
         """Accept a job: gate, compose, write it down, hand it over.
 
-        Raises `PromptBlocked`; `BackendUnavailable` or `BackendRefused` when the backend did not take it, and then the
-        job has ended as failed and costs nothing.
+        Raises `PromptBlocked`; `InvalidField` for a reference that is no picture; `StorageUnavailable`;
+        `BackendUnavailable` or `BackendRefused` when the backend did not take it, and then the job has ended as failed
+        and costs nothing.
         """
         drawing = self._compose(wish)
         await self._refuse(caller, drawing)
+        gen_id = self._new_id()
+        drawing = replace(drawing, references=await self._take_in(gen_id, wish.references))
         now = self._now()
         job = Job(
-            gen_id=self._new_id(),
+            gen_id=gen_id,
             public_id=wish.public_id,
             surface=wish.surface,
             tenant=caller.tenant,
@@ -141,7 +157,7 @@ class GenerationService:
                 return current
             raise JobNotOpen
         log.info("job cancelled", job=job.gen_id)
-        self._advancer.withdraw_soon(ended)
+        self._advancer.let_go_soon(ended)
         return ended
 
     async def page(self, caller: Caller, *, limit: int, before: tuple[float, str] | None) -> list[Job]:
@@ -173,6 +189,16 @@ class GenerationService:
         if refused:
             log.warning("prompt refused", rules=[v.rule for v in refused], tenant=caller.tenant)
             raise PromptBlocked([v.rule for v in refused], [v.name for v in refused])
+
+    async def _take_in(self, gen_id: str, given: tuple[GivenReference, ...]) -> tuple[Reference, ...]:
+        """Written before the row is: after a crash between the two they are swept up with the raw pictures."""
+        cleaned = [await anyio.to_thread.run_sync(clean, index, picture) for index, picture in enumerate(given)]
+        kept = []
+        for index, one in enumerate(cleaned):
+            key = reference_key(gen_id, index)
+            await self._storage.keep(key, one.data)
+            kept.append(Reference(key=key, sha256=one.sha256, role=one.role, strength=one.strength))
+        return tuple(kept)
 
     async def _find(self, surface: str, public_id: str) -> Job | None:
         """Read through a small memory: an ended job never changes, an open one is read again after a quarter second."""

@@ -15,8 +15,9 @@ _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", 
 class Fields:
     """One request's fields. ``null`` counts as not given. ``notices`` collects every fallback taken."""
 
-    def __init__(self, body: Mapping[str, Any]) -> None:
+    def __init__(self, body: Mapping[str, Any], place: str = "") -> None:
         self._body = body
+        self._place = place
         self.notices: list[Notice] = []
 
     def given(self, name: str) -> bool:
@@ -25,7 +26,9 @@ class Fields:
     def note(self, code: str, name: str, used: object) -> None:
         """Make a fallback visible."""
         given = self._body.get(name)
-        self.notices.append(Notice(code=code, field=name, given=str(given)[:_SHOWN], used=str(used)[:_SHOWN]))
+        self.notices.append(
+            Notice(code=code, field=self._place + name, given=str(given)[:_SHOWN], used=str(used)[:_SHOWN])
+        )
 
     def text(self, name: str, default: str = "", *, most: int | None = None) -> str:
         """A string, cut to ``most`` code points. Raises `InvalidField` for anything else."""
@@ -33,7 +36,9 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, str):
-            raise InvalidField(name, f"must be a string, not {_kind(value)}", fix=f'Send "{name}" as a JSON string.')
+            raise InvalidField(
+                self._place + name, f"must be a string, not {_kind(value)}", fix=f'Send "{name}" as a JSON string.'
+            )
         if most is not None and len(value) > most:
             self.note("truncated", name, f"the first {most} characters")
             value = value[:most]
@@ -57,7 +62,9 @@ class Fields:
         if words in _TRUE or words in _FALSE:
             self.note("coerced", name, words in _TRUE)
             return words in _TRUE
-        raise InvalidField(name, f"must be true or false, not {_kind(value)}", fix=f'Send "{name}" as true or false.')
+        raise InvalidField(
+            self._place + name, f"must be true or false, not {_kind(value)}", fix=f'Send "{name}" as true or false.'
+        )
 
     def integer(self, name: str, least: int, most: int, default: int | None = None) -> int | None:
         """A whole number, clamped. Numeric strings and fractions are taken, with a notice."""
@@ -83,6 +90,20 @@ class Fields:
             self.note("coerced", name, clamped)
         return clamped
 
+    def objects(self, name: str, most: int) -> list[Fields]:
+        """A list of objects, each to be read like a request; their notices land here. Raises `InvalidField`."""
+        value = self._body.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise InvalidField(self._place + name, "must be a list of objects", fix=f'Send "{name}" as [{{…}}, …].')
+        if len(value) > most:
+            raise InvalidField(self._place + name, f"has {len(value)} entries", fix=f"Send {most} at most.")
+        inner = [Fields(item, f"{self._place}{name}[{index}].") for index, item in enumerate(value)]
+        for one in inner:
+            one.notices = self.notices
+        return inner
+
     def _number(self, name: str) -> int | float | None:
         value = self._body.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -96,7 +117,9 @@ class Fields:
                 number = float("nan")
             if number == number:
                 return int(number) if number.is_integer() else number
-        raise InvalidField(name, f"must be a number, not {_kind(value)}", fix=f'Send "{name}" as a JSON number.')
+        raise InvalidField(
+            self._place + name, f"must be a number, not {_kind(value)}", fix=f'Send "{name}" as a JSON number.'
+        )
 
 
 def _kind(value: object) -> str:

@@ -17,7 +17,7 @@ from gateway.errors import StorageUnavailable
 from gateway.storage.files import Folder
 from gateway.storage.keys import PUBLISHED, QUARANTINE, checked, folder_of, mime_of
 from gateway.storage.links import Links
-from gateway.storage.web import Downloads, Uploads
+from gateway.storage.web import Downloads, Loans, Uploads
 
 if TYPE_CHECKING:
     from compliance.picture import Signed
@@ -31,8 +31,9 @@ ROOM = 200 * 2**20
 class DiskStorage:
     """The port `Storage` on a folder. Open it before use; replicas that share the folder share the secret too.
 
-    Published pictures lie under ``out/``, blocked ones under ``quarantine/``, the worker's under ``raw/``; only the
-    first two have an address. ``public_url`` is how callers reach the gateway, ``internal_url`` how the worker does.
+    Published pictures lie under ``out/``, blocked ones under ``quarantine/``, the worker's and its references under
+    ``raw/``; only the first two have an address for callers. ``public_url`` is how callers reach the gateway,
+    ``internal_url`` how the worker does.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class DiskStorage:
         self._folder = Folder(root)
         self._downloads = Downloads(self._folder, Links(secret, "download", f"{public_url.rstrip('/')}/files"), now)
         self._uploads = Uploads(self._folder, Links(secret, "upload", f"{internal_url.rstrip('/')}/uploads"), now)
+        self._loans = Loans(self._folder, Links(secret, "loan", f"{internal_url.rstrip('/')}/loans"), now)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[DiskStorage]:
@@ -48,10 +50,11 @@ class DiskStorage:
         yield self
 
     def routes(self) -> list[Route]:
-        """``GET /files/…`` and ``PUT /uploads/…``, for the application."""
+        """``GET /files/…``, ``PUT /uploads/…`` and ``GET /loans/…``, for the application."""
         return [
             Route("/files/{key:path}", self._downloads.serve, methods=["GET"]),
             Route("/uploads/{key:path}", self._uploads.receive, methods=["PUT"]),
+            Route("/loans/{key:path}", self._loans.serve, methods=["GET"]),
         ]
 
     async def publish(self, key: str, picture: Signed) -> None:
@@ -69,6 +72,9 @@ class DiskStorage:
             url=self._uploads.links.make(self._uploads.writable(key), expires_at=expires_at),
             headers={"Content-Type": "image/png"},
         )
+
+    def loan(self, key: str, *, expires_at: float) -> str:
+        return self._loans.links.make(self._loans.readable(key), expires_at=expires_at)
 
     async def keep(self, key: str, data: bytes) -> None:
         if folder_of(checked(key)) == PUBLISHED:

@@ -1,4 +1,4 @@
-"""The two doors of the disk storage: signed downloads for callers, signed uploads for workers.
+"""The doors of the disk storage: signed downloads for callers, signed uploads and loans for workers.
 
 They answer in plain JSON of their own, since they belong to no dialect: ``{"error", "code", "fix", "retryable"}``.
 """
@@ -117,6 +117,38 @@ class Uploads:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(unfinished.discard)
         return JSONResponse({"bytes": size, "sha256": sha256}, status_code=201)
+
+
+class Loans:
+    """``GET /loans/{key}``: one reference picture, to the worker of the job that it belongs to."""
+
+    def __init__(self, folder: Folder, links: Links, now: Callable[[], float]) -> None:
+        self.links = links
+        self._folder = folder
+        self._now = now
+
+    @staticmethod
+    def readable(key: str) -> str:
+        """`ValueError` for a key that is not lent to workers."""
+        if folder_of(checked(key)) != RAW or mime_of(key) != "image/png":
+            raise ValueError(f"{key!r} is not lent")
+        return key
+
+    async def serve(self, request: Request) -> Response:
+        key: str = request.path_params["key"]
+        try:
+            _seconds_left(self.links, key, request.query_params, "", self._now())
+            self.readable(key)
+        except (LinkRefused, ValueError) as error:
+            return _not_allowed(error)
+        try:
+            data = await anyio.to_thread.run_sync(self._folder.read, key)
+        except OSError:
+            log.exception("file can't be read", key=key)
+            return _unavailable()
+        if data is None:
+            return _gone()
+        return Response(data, media_type="image/png", headers={"Cache-Control": "no-store"})
 
 
 class _TooLarge(Exception):

@@ -68,6 +68,7 @@ class FakeRunPod(httpx.AsyncBaseTransport):
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     submitted: list[dict[str, Any]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    lent: list[bytes] = field(default_factory=list)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if self.down:
@@ -144,6 +145,12 @@ class FakeRunPod(httpx.AsyncBaseTransport):
         if unknown := [lora.name for lora in order.loras if lora.name not in known]:
             job.update(status="FAILED", output={"failure": failed("unknown_lora", f"no LoRA named {unknown[0]!r}")})
             return
+        for reference in order.references:
+            assert self.uploads is not None
+            lent = await self.uploads.get(reference.url)
+            assert lent.status_code == 200, lent.text
+            assert hashlib.sha256(lent.content).hexdigest() == reference.sha256
+            self.lent.append(lent.content)
         pictures = []
         for index in range(order.n):
             data = paint(order, index)
@@ -175,6 +182,7 @@ class FakeRunPod(httpx.AsyncBaseTransport):
             family="fake",
             revision="0",
             loras=tuple(lora for lora in order.loras if lora.strength),
+            references=min(len(order.references), 1),
             timings={"render": 0.01},
             warnings=self.warnings,
         )

@@ -80,6 +80,7 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
         "model_revision": job.drawn.revision,
         "negative_used": job.drawn.negative_used,
         "loras": [{"name": lora.name, "strength": lora.strength} for lora in job.drawn.loras],
+        "references": job.drawn.references,
         "created_at": iso(job.created_at),
         "timings": _timings(job),
         "request_id": job.request_id,

@@ -13,6 +13,7 @@ from typing import Any
 from gateway.core import prompts
 from gateway.core.catalog import Catalog
 from gateway.core.images import Credentials, Delivery, Notice
+from gateway.core.references import GivenReference
 from gateway.core.service import SEEDS, Wish
 from gateway.dialects.fields import Fields
 from gateway.errors import BadId, CachedResultNotFound, InvalidCharacter, InvalidField, PromptRequired, PromptTooLong
@@ -25,10 +26,14 @@ FORMATS = ("jpeg", "png", "webp", "avif")
 POSITIONS = ("top-left", "top-right", "center", "bottom-left", "bottom-right")
 #: Pictures of one job, as the worker's contract has it.
 MAX_PICTURES = 8
+#: Reference pictures of one job: what a request's body can carry.
+MAX_REFERENCES = 4
+ROLES = ("init", "guide")
 #: Stray dashes that a warning is given for; a prompt of nothing else would be answered with a thousand.
 MAX_STRAY = 8
 
 _RUN = re.compile(r"run_[A-Za-z0-9_-]{1,128}")
+_DATA_URI = re.compile(r"data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE)
 _CACHE = re.compile(r"cache_[0-9a-f]{32}")
 
 
@@ -82,6 +87,7 @@ class RequestReader:
             steps=fields.integer("steps", 1, 150),
             guidance=fields.decimal("guidance", 0.0, 30.0),
             n=n,
+            references=_references(fields),
         )
         _without_effect(fields)
         return replace(wish, notices=tuple(fields.notices))
@@ -162,6 +168,37 @@ def _seed(fields: Fields, n: int) -> int | None:
     """-1 and nothing both mean a random seed; the last picture's is still one that can be asked for alone."""
     seed = fields.integer("seed", -1, SEEDS - n)
     return None if seed == -1 else seed
+
+
+def _references(fields: Fields) -> tuple[GivenReference, ...]:
+    """Pictures in the body itself: no address that a caller gives is fetched."""
+    given = fields.objects("references", MAX_REFERENCES)
+    return tuple(
+        GivenReference(
+            data=_picture(one),
+            role=one.choice("role", ROLES, "init"),
+            strength=_strength(one),
+        )
+        for one in given
+    )
+
+
+def _strength(one: Fields) -> float:
+    strength = one.decimal("strength", 0.0, 1.0)
+    return 0.6 if strength is None else strength
+
+
+def _picture(one: Fields) -> bytes:
+    text = one.text("image")
+    start = _DATA_URI.match(text)
+    try:
+        if start is None:
+            raise ValueError
+        return base64.b64decode(text[start.end() :], validate=True)
+    except (ValueError, binascii.Error) as exc:
+        raise InvalidField(
+            "references", "an image is no data URI", fix='Send "image" as data:image/png;base64,… (or jpeg, webp).'
+        ) from exc
 
 
 def _without_effect(fields: Fields) -> None:
