@@ -40,6 +40,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from handler import parent
+from handler.drawing import LoraUnfit
 from handler.fitness import Unfit
 from handler.log import fields, log, start_logging
 from handler.models import Models, ModelsError, read_models
@@ -80,7 +81,7 @@ def main(import_engine: Callable[[Settings, Models], Engine] | None = None) -> i
         try:
             for check in start.checks(worker):
                 check()
-        except (Unfit, ModelsError) as exc:
+        except (Unfit, ModelsError, LoraUnfit) as exc:
             return _cannot_start(exc)
     pace = Pace(ended=lambda: worker.lost and not JobsProgress().get_job_count(), end=_end_lost)
     runpod.serverless.start({"handler": worker.handle, "concurrency_modifier": pace})

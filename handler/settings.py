@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+#: Where RunPod mounts a network volume.
+VOLUME = Path("/runpod-volume")
 SHIPPED_MODELS = Path(__file__).with_name("models.toml")
 
 _SDK_LEVELS = {"DEBUG": "DEBUG", "INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR"}
@@ -48,8 +51,8 @@ class Settings:
     libraries: Mapping[str, str]
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Raises `SettingsError` naming the variable and what it may be."""
+    def from_environ(cls, environ: Mapping[str, str], *, volume: Path = VOLUME) -> Settings:
+        """Raises `SettingsError` naming the variable and what it may be. ``volume`` is what all workers share."""
         level = environ.get("IMGEN_LOG_LEVEL", "").strip().upper() or "INFO"
         if level not in _SDK_LEVELS:
             raise SettingsError(f"IMGEN_LOG_LEVEL must be one of {', '.join(_SDK_LEVELS)}, not {level!r}")
@@ -78,6 +81,7 @@ class Settings:
                 "TRANSFORMERS_VERBOSITY": environ.get("TRANSFORMERS_VERBOSITY", "error"),
                 "HF_HUB_DISABLE_TELEMETRY": environ.get("HF_HUB_DISABLE_TELEMETRY", "1"),
                 "TOKENIZERS_PARALLELISM": environ.get("TOKENIZERS_PARALLELISM", "false"),
+                **_compile_caches(environ, volume),
             },
         )
 
@@ -129,6 +133,15 @@ def _hub_cache(environ: Mapping[str, str]) -> Path:
         return Path(cache).expanduser()
     caches = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache"
     return Path(environ.get("HF_HOME") or Path(caches) / "huggingface").expanduser() / "hub"
+
+
+def _compile_caches(environ: Mapping[str, str], volume: Path) -> dict[str, str]:
+    """What one worker has compiled spares the next one minutes, if there is a place that outlives it. The model cache
+    can be mounted at the same path, but nobody may write there."""
+    if not os.access(volume, os.W_OK):
+        return {}
+    caches = {"TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
+    return {name: environ.get(name) or str(volume / folder) for name, folder in caches.items()}
 
 
 def _is_on(text: str) -> bool:

@@ -30,7 +30,7 @@ class Engine(Protocol):
     def load(self, model: Model) -> Renderer: ...
 
     def warm_loras(self) -> None:
-        """Read the LoRAs that must be there before the first job."""
+        """Read the LoRAs that must be there before the first job. Raises `LoraUnfit`."""
         ...
 
 
@@ -74,8 +74,8 @@ class Start:
         return renderer
 
     def checks(self, worker: Worker) -> list[Callable[[], None]]:
-        """In their order; the SDK logs their names. Each raises `fitness.Unfit` or `ModelsError`, the last one also
-        what loading and drawing raise."""
+        """In their order; the SDK logs their names. They raise `fitness.Unfit`, the last one `ModelsError`, `LoraUnfit`
+        and what drawing raises."""
         settings, models = self._settings, self._models
 
         def model_files() -> None:

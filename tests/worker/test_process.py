@@ -158,6 +158,15 @@ def endpoint(folder: Path) -> Iterator[EndpointProcess]:
     endpoint.close()
 
 
+@pytest.fixture
+def quiet_endpoint(tmp_path: Path) -> Iterator[EndpointProcess]:
+    """One that no other worker polls."""
+    endpoint = EndpointProcess(tmp_path / "jobs", IMGEN_ENDPOINT_RATE_LIMITS="off")
+    endpoint.start()
+    yield endpoint
+    endpoint.close()
+
+
 @pytest.fixture(scope="module")
 def worker(folder: Path, endpoint: EndpointProcess) -> Iterator[Worker]:
     worker = Worker(folder, endpoint, "w-1")
@@ -198,7 +207,7 @@ def test_a_job_is_drawn_reported_uploaded_and_completed(
     uploads = (Upload(url=f"{gateway.url}/raw/0?sig=1"), Upload(url=f"{gateway.url}/raw/1?sig=2"))
     job_id = run(endpoint, n=2, steps=100, uploads=uploads)
     progress = progress_from_wire(drawing(endpoint, job_id)["output"])
-    assert (progress.phase, progress.pictures, progress.total_steps) == ("drawing", 2, 100)
+    assert (progress.phase, progress.pictures, progress.total_steps) == ("drawing", 2, 200)
     status = ended(endpoint, job_id)
     assert status["status"] == "COMPLETED", status
     read = result_from_wire(status["output"])
@@ -265,7 +274,7 @@ def test_the_sdk_s_local_mode_runs_one_job_with_a_model_of_the_hub_s_cache(folde
     shutil.copytree(tiny_folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit, encoding="utf-8")
-    (folder / "hub.toml").write_text('[models.flat]\nsource = "hub:someone/tiny"\n', encoding="utf-8")
+    (folder / "hub.toml").write_text('[models.flat]\nsource = "hub:someone/tiny"\nfamily = "sd15"\n', encoding="utf-8")
     local = Worker(
         folder,
         None,
@@ -294,8 +303,9 @@ def fake(kind: str) -> tuple[str, ...]:
 
 
 def test_a_worker_that_lost_its_gpu_posts_its_answer_and_ends_before_it_takes_another_job(
-    folder: Path, endpoint: EndpointProcess
+    folder: Path, quiet_endpoint: EndpointProcess
 ) -> None:
+    endpoint = quiet_endpoint
     lost = Worker(folder, endpoint, "w-lost", program=fake("lost"))
     try:
         until(lambda: endpoint.worker("w-lost"), "the worker polls")

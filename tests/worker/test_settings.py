@@ -95,6 +95,16 @@ def test_the_hub_s_cache_is_found_as_the_hub_s_library_finds_it(environ: dict[st
     assert said.stdout.strip() == cache
 
 
+def test_what_is_compiled_is_kept_on_the_volume_where_there_is_one(tmp_path: Path) -> None:
+    def caches(environ: dict[str, str], volume: Path) -> dict[str, str]:
+        libraries = Settings.from_environ(environ, volume=volume).libraries
+        return {name: path for name, path in libraries.items() if "CACHE_DIR" in name}
+
+    assert caches({}, tmp_path / "none") == {}
+    own = {"TRITON_CACHE_DIR": "/elsewhere"}
+    assert caches(own, tmp_path) == {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "torchinductor")} | own
+
+
 def test_every_variable_that_is_read_is_explained() -> None:
     source = Path(module.__file__).read_text(encoding="utf-8")
     read = {word for word in source.replace('"', " ").split() if word.startswith("IMGEN_")}
