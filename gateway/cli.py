@@ -141,14 +141,23 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same again.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", show_default=False)] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the words.", show_default=False)] = None,
+    n: Annotated[int | None, typer.Option("-n", min=1, max=8, help="How many pictures.", show_default=False)] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture to start from.", exists=True, dir_okay=False, show_default=False),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(min=0, max=1, help="How far to go from the reference.", show_default=False)
+    ] = None,
     ruleset: Annotated[str | None, typer.Option(help="Compliance ruleset.", show_default=False)] = None,
     url: Url = None,
     key: Key = None,
     data: Data = None,
 ) -> None:
-    """Draw a picture, wait for it and save it."""
+    """Draw a picture, wait for it and save it; of several each gets a number in its name."""
     from compliance.verify import verify as read
     from gateway import console
+    from gateway.client import data_uri
 
     settings = _settings(data=data)
     width, height = _size(size)
@@ -166,18 +175,26 @@ def generate(
             seed=seed,
             steps=steps,
             guidance=guidance,
+            n=n,
+            references=[{"image": data_uri(file.read_bytes()), "strength": strength} for file in reference or ()]
+            or None,
             compliance_ruleset=ruleset,
         )
         console.warn(ticket)
         picture = console.wait(client, ticket)
-        content = client.download(picture)
-    path = output or Path(picture.filename)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    meta, report = picture.meta, read(content, _anchors(settings, None))
-    console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {meta.get('seed')}")
-    console.say(f"{report.state}: signed by {report.signer or 'nobody'}, {report.when}")
-    typer.echo(str(path))
+        contents = [client.download(file) for file in picture.files]
+    meta = picture.meta
+    for index, content in enumerate(contents):
+        path = output or Path(picture.files[index].filename)
+        if output and len(contents) > 1:
+            path = output.with_stem(f"{output.stem}_{index + 1}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        report = read(content, _anchors(settings, None))
+        seed = meta.get("seed", 0) + index
+        console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {seed}")
+        console.say(f"{report.state}: signed by {report.signer or 'nobody'}, {report.when}")
+        typer.echo(str(path))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,24 +64,27 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """A signed picture: where it is, for as long as the address lives, and the gateway's name for it."""
+
+    url: str
+    filename: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
     """A finished job: its ``meta`` as the gateway said it."""
 
     meta: dict[str, Any]
 
     @property
-    def url(self) -> str:
-        """Where the signed picture is, for as long as the address lives."""
-        return str(self._signed["url"])
-
-    @property
-    def filename(self) -> str:
-        """The gateway's name for it, with no folder in it."""
-        return PurePosixPath(str(self._signed["filename"])).name
-
-    @property
-    def _signed(self) -> dict[str, Any]:
-        return next(image for image in self.meta["images"] if image["type"] == "signed")
+    def files(self) -> tuple[File, ...]:
+        """One for each picture of the job, in their order; no name has a folder in it."""
+        return tuple(
+            File(url=str(image["url"]), filename=PurePosixPath(str(image["filename"])).name)
+            for image in self.meta["images"]
+            if image["type"] == "signed"
+        )
 
 
 class Client:
@@ -151,10 +155,10 @@ class Client:
             time.sleep(every)
         raise ClientError(f"The job {ticket.id} did not end within {timeout:g} seconds.", fix="Ask again later.")
 
-    def download(self, picture: Picture) -> bytes:
-        """The signed picture. The address is its own permission, so the key is not sent along."""
-        with _spoken(_origin(picture.url)):
-            answer = self._http.get(picture.url)
+    def download(self, file: File) -> bytes:
+        """A signed picture. The address is its own permission, so the key is not sent along."""
+        with _spoken(_origin(file.url)):
+            answer = self._http.get(file.url)
         if not answer.is_success:
             raise ClientError(f"The picture cannot be fetched: HTTP {answer.status_code}.", fix="Ask for status again.")
         return answer.content
@@ -185,6 +189,15 @@ def _spoken(url: str) -> Iterator[None]:
             f"Nobody answers at {url} ({exc.__class__.__name__}).",
             fix="Start a gateway with: imgen up; or name another with --url.",
         ) from exc
+
+
+def data_uri(picture: bytes) -> str:
+    """A picture as the gateway takes it in a request: PNG, JPEG or WebP. Raises `ClientError` for anything else."""
+    kinds = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
+    kind = next((kind for start, kind in kinds.items() if picture.startswith(start)), None)
+    if kind is None:
+        raise ClientError("A reference is no picture that can be sent.", fix="Send a PNG, JPEG or WebP file.")
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def _picture(answer: dict[str, Any]) -> Picture:

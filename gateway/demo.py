@@ -55,7 +55,7 @@ def _draw(url: str, settings: Settings, prompt: str, output: Path) -> tuple[Pict
         ticket = client.generate(prompt)
         console.warn(ticket)
         picture = console.wait(client, ticket)
-        content = client.download(picture)
+        content = client.download(picture.files[0])
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(content)
     return picture, verify(content, (authority_folder(settings) / "anchors.pem").read_bytes())

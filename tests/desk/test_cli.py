@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import os
@@ -277,6 +278,32 @@ def test_a_picture_is_drawn_saved_and_verified(gateway: StandInGateway, data: Pa
         "negative": "fog",
         "key": "Bearer k",
     }
+
+
+def test_several_pictures_get_numbers_and_a_reference_is_sent_along(
+    gateway: StandInGateway, data: Path, tmp_path: Path
+) -> None:
+    gateway.finishes_with(b"not a picture")
+    images = gateway.answers["status"][-1][1]["meta"]["images"]
+    images += [{"type": "thumbnail", "url": "x", "filename": "x"}, {**images[0], "filename": "q.jpg"}]
+    hill = tmp_path / "hill.png"
+    hill.write_bytes(b"\x89PNG\r\n\x1a\n hill")
+    options = ["--url", gateway.url, "--key", "k", "--data", data, "-n", 2, "--reference", hill, "--strength", 0.5]
+    done = imgen("generate", "@aya", "-o", tmp_path / "x.jpg", *options)
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [str(tmp_path / "x_1.jpg"), str(tmp_path / "x_2.jpg")]
+    assert gateway.asked[0]["n"] == 2
+    uri = "data:image/png;base64," + base64.b64encode(hill.read_bytes()).decode()
+    assert gateway.asked[0]["references"] == [{"image": uri, "strength": 0.5}]
+
+
+def test_a_reference_that_is_no_picture_is_not_sent(gateway: StandInGateway, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "hill.txt").write_text("a hill")
+    options = ["--url", gateway.url, "--key", "k", "--data", data, "--reference", tmp_path / "hill.txt"]
+    done = imgen("generate", "@aya", *options)
+    assert done.exit_code == 1
+    assert "Send a PNG, JPEG or WebP file." in done.stderr
+    assert gateway.asked == []
 
 
 @pytest.mark.parametrize(

@@ -49,14 +49,14 @@ def test_waiting_tells_every_step_and_ends_with_the_picture() -> None:
     steps: list[Progress] = []
     picture = api.wait(TICKET, steps.append, every=0)
     assert steps == [Progress(status="IN_QUEUE"), Progress(status="IN_PROGRESS", step=3, total_steps=14)]
-    assert picture.url == "http://files.test/s.jpg?sig=1"
-    assert picture.filename == "s.jpg", "a file name never leaves the folder"
+    assert picture.files[0].url == "http://files.test/s.jpg?sig=1"
+    assert picture.files[0].filename == "s.jpg", "a file name never leaves the folder"
     assert json.loads(seen[0].content) == {"action": "status", "id": "run_1", "prompt": "@aya", "model": "eros"}
 
 
 def test_the_key_is_not_sent_to_where_the_picture_lies() -> None:
     api, seen = client(DONE, httpx.Response(200, content=b"picture"))
-    assert api.download(api.wait(TICKET)) == b"picture"
+    assert api.download(api.wait(TICKET).files[0]) == b"picture"
     assert "authorization" not in seen[1].headers
 
 
@@ -120,7 +120,7 @@ def test_something_that_is_no_gateway_is_named() -> None:
 def test_an_address_that_has_expired_is_an_error_without_the_address() -> None:
     api, _ = client(DONE, httpx.Response(403, json={"error": "expired"}))
     with pytest.raises(ClientError, match="HTTP 403") as failed:
-        api.download(api.wait(TICKET))
+        api.download(api.wait(TICKET).files[0])
     assert "sig=" not in failed.value.message
 
 
