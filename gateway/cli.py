@@ -34,6 +34,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="API keys, made and ended straight in the job store.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+models_app = typer.Typer(invoke_without_command=True)
+app.add_typer(models_app, name="models")
 
 Data = Annotated[Path | None, typer.Option(help="Data folder; IMGEN_DATA, or var.", show_default=False)]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; IMGEN_HOST, or 127.0.0.1.", show_default=False)]
@@ -225,9 +227,11 @@ def verify(
     raise typer.Exit(0 if report.state in {"trusted", "valid"} else 1)
 
 
-@app.command()
-def models(url: Url = None, key: Key = None, data: Data = None) -> None:
-    """List models, styles and characters."""
+@models_app.callback()
+def models(context: typer.Context, url: Url = None, key: Key = None, data: Data = None) -> None:
+    """List models, styles and characters; pull brings weights onto a worker's volume."""
+    if context.invoked_subcommand is not None:
+        return
     from gateway.console import table
 
     with _client(_settings(data=data), url, key) as client:
@@ -244,6 +248,35 @@ def models(url: Url = None, key: Key = None, data: Data = None) -> None:
             for name, model in known["models"].items()
         ],
     )
+
+
+@models_app.command("pull")
+def pull_model(
+    source: Annotated[
+        str,
+        typer.Argument(help="civitai:<modelVersionId>, hub:owner/name/file.safetensors or https://….safetensors."),
+    ],
+    into: Annotated[Path, typer.Option(help="The folder that gets the file.", file_okay=False)],
+    name: Annotated[str | None, typer.Option(help="The name that jobs use.", show_default=False)] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="The variable that holds your token; CIVITAI_TOKEN or HF_TOKEN.", show_default=False),
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="What the file must be; needed for https.", show_default=False)
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Of hub: the commit or tag.")] = "main",
+) -> None:
+    """Download a LoRA or a model, check it and print what models.toml needs."""
+    from gateway.console import downloading, say
+    from gateway.pull import pull
+
+    with downloading() as show:
+        pulled = pull(
+            source, into, name=name, token_variable=token_env, sha256=sha256, revision=revision, on_progress=show
+        )
+    say(f"{pulled.path}, {pulled.bytes:,} bytes, SHA-256 {pulled.sha256}; add to the worker's models.toml:")
+    typer.echo(pulled.toml, nl=False)
 
 
 @app.command()

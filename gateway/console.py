@@ -64,6 +64,20 @@ def warn(ticket: Ticket) -> None:
         say(f"warning: {warning.get('field')}: {warning.get('given')!r}{used} ({warning.get('code')})")
 
 
+@contextlib.contextmanager
+def downloading() -> Iterator[Callable[[int, int | None], None]]:
+    """A bar that is told the bytes so far and in all. Only a terminal sees it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    screen = Console(stderr=True)
+    with Bar(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def wait(client: Client, ticket: Ticket, also: Callable[[Progress], None] = lambda progress: None) -> Picture:
     """Waits for a job with a progress bar that shows what the worker reports. Ctrl-C cancels the job."""
     from rich.console import Console
