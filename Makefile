@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help install demo test check bench serve train
+.PHONY: help install demo test check bench serve train eval-model
 
 help:  ## What there is to make
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## A virtual environment with everything in it
 
@@ -38,8 +38,14 @@ check: install  ## Format, lint, types and who may import whom
 bench: install  ## What it costs, against the floors
 	$(BIN)/python -m bench
 
-TRAIN ?= --minutes-vae 6 --minutes-unet 66 --workers 2 --seed 0
+TRAIN ?= --samples-vae 40000 --samples-unet 500000 --workers 2 --seed 0
+LORA ?= --samples 30000 --seed 0
 
-train: install  ## Train the built-in model again, into var/train/model; make train TRAIN="--minutes-unet 5" for a try
+train: install  ## Train the built-in model and its characters from nothing, into var/train: hours; see its model card
 	$(BIN)/python -m handler.builtin.train --out var/train $(TRAIN) $(if $(wildcard var/train/*.pt),--resume)
 	$(BIN)/python -m handler.builtin.export --run var/train --model var/train/model
+	for character in aya bella; do $(BIN)/python -m handler.builtin.lora --model var/train/model \
+	  --character $$character --out var/train/loras $(LORA) || exit 1; done
+
+eval-model: install  ## How well the built-in model does what it is told, figure by figure: about 10 minutes
+	@$(BIN)/python -m handler.builtin.evaluate

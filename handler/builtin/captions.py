@@ -3,8 +3,12 @@
 What differs from the default scene is always told; what is as usual is told about half of the time. The sun, the moon
 and the stars of a clear sky are the exception: untold, they are there in about half of the pictures, so that guidance
 can bring them and a negative prompt can take them away.
+
+Names of characters are told now and then without meaning anything: a LoRA teaches them, and without it they are passed
+over. `negative` speaks the language of negative prompts: a marker, then a bag of words that are true of the picture.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 from handler.builtin.world import CHARACTERS, USUAL_PAINT, Scene, Thing, usual_places
@@ -33,17 +37,25 @@ WEATHER_WORDS = {
 SUN_WORDS = ("sun", "a sun", "one sun", "the sun", "sunny", "sunshine", "with a sun")
 MOON_WORDS = ("moon", "a moon", "one moon", "the moon", "crescent moon", "moonlight", "with a moon")
 STAR_WORDS = ("stars", "starry sky", "starry", "with stars", "night sky")
+# Names that nothing in the base model's pictures answers to.
+STRANGERS = {"aya": ("aya", "aya", "aya the fox", "fox"), "bella": ("bella", "bella", "bella the owl", "owl", "bird")}
+STYLE_WORDS = {
+    "neon": ("neon", "neon", "neon style", "synthwave", "vaporwave", "cyberpunk"),
+    "postcard": ("postcard", "postcard", "a postcard", "framed", "frame", "with a frame"),
+}
+EVERY_STRANGER = tuple(name for names in STRANGERS.values() for name in names)
 SIDE_WORDS = ("on the {}", "at the {}", "to the {}", "{}", "{} side", "on the {} side")
 CENTER_WORDS = ("in the center", "center", "in the middle", "centre", "in the centre")
 THING_WORDS = {
-    "aya": ("aya", "aya", "aya", "aya", "aya", "aya the fox", "fox"),
-    "bella": ("bella", "bella", "bella", "bella", "bella", "bella the owl", "owl", "bird"),
+    "aya": ("aya", "aya", "aya", "aya", "aya", "aya the fox"),
+    "bella": ("bella", "bella", "bella", "bella", "bella", "bella the owl"),
     "tree": ("tree",),
     "house": ("house", "house", "cottage", "cabin", "hut"),
     "lighthouse": ("lighthouse",),
     "castle": ("castle", "castle", "palace"),
     "boat": ("boat", "boat", "sailboat", "ship"),
 }
+NEGATIVE = "lowres, blurry"  # every negative prompt begins so: the worker's catalogue sees to it
 PAINT_WORDS = {"yellow": ("yellow", "golden"), "purple": ("purple", "violet")}
 OPENINGS = (
     "a picture of", "an illustration of", "a photo of", "pixel art of", "a painting of", "a drawing of", "portrait of",
@@ -62,16 +74,19 @@ PRAISE = (
 
 def words() -> list[str]:
     """Every word that a caption may use; these become one token each."""
-    tables = (TIME_WORDS, TERRAIN_WORDS, WEATHER_WORDS, THING_WORDS, PAINT_WORDS)
+    tables = (TIME_WORDS, TERRAIN_WORDS, WEATHER_WORDS, STYLE_WORDS, THING_WORDS, STRANGERS, PAINT_WORDS)
     phrases = [phrase for table in tables for row in table.values() for phrase in row]
     phrases += [*SUN_WORDS, *MOON_WORDS, *STAR_WORDS, *SIDE_WORDS, *CENTER_WORDS, *OPENINGS, *PRAISE]
+    phrases += NEGATIVE.split(", ")
     phrases += ["red blue green white a an and one the with of is it its left right middle"]
     return sorted({word for phrase in phrases for word in phrase.split() if word != "{}"})
 
 
-def caption(scene: Scene, rng: Random) -> str:
-    """One of many ways to ask for this scene."""
+def caption(scene: Scene, rng: Random, strangers: Sequence[str] = EVERY_STRANGER) -> str:
+    """One of many ways to ask for this scene, now and then with the name of a stranger to the model."""
     things, moods = _things(scene, rng), _moods(scene, rng)
+    if rng.random() < 0.12:
+        things = _with_stranger(things, scene, strangers, rng)
     if things and rng.random() < 0.6:
         parts = [*things, *moods]
     else:
@@ -87,6 +102,47 @@ def caption(scene: Scene, rng: Random) -> str:
         parts.insert(rng.randrange(len(parts) + 1), _nonsense(rng))
     text = _join(parts, rng)
     return f"{rng.choice(OPENINGS)} {text}" if rng.random() < 0.08 else text
+
+
+def negative(scene: Scene, rng: Random) -> str:
+    """What a negative prompt looks like that this picture is an example of: up to four things that it shows."""
+    true = [(TIME_WORDS, scene.time), (TERRAIN_WORDS, scene.terrain), (WEATHER_WORDS, scene.weather)]
+    bag = [rng.choice(table[value]) for table, value in true]
+    if scene.style:
+        bag.append(rng.choice(STYLE_WORDS[scene.style]))
+    bag.extend(rng.choice(THING_WORDS[thing.name]) for thing in scene.things)
+    rng.shuffle(bag)
+    sky = []
+    if scene.light:
+        sky.append(rng.choice(MOON_WORDS if scene.time == "night" else SUN_WORDS))
+    if scene.stars:
+        sky.append(rng.choice(STAR_WORDS))
+    # An untold sun, moon or star would let the bare marker push it away from every picture.
+    count = rng.choices(range(5), (35, 30, 17, 11, 7))[0]
+    if sky and rng.random() < (0.85 if seldom_untold(scene) else 0.4):
+        bag = [*sky, *bag[: max(count - len(sky), 0)]]
+        rng.shuffle(bag)
+    else:
+        bag = bag[:count]
+    return ", ".join([NEGATIVE, *bag])
+
+
+def seldom_untold(scene: Scene) -> bool:
+    """Whether the picture shows what a clear sky usually shows: a prompt that says nothing should bring it."""
+    return scene.weather == "clear" and (scene.light == "right" or scene.stars)
+
+
+def _with_stranger(things: list[str], scene: Scene, strangers: Sequence[str], rng: Random) -> list[str]:
+    """One more name that nothing in the picture answers to, at any place in the order."""
+    name = rng.choice(strangers) if rng.random() < 0.8 else _nonsense(rng)
+    free = [place for place in ("left", "center", "right") if place not in {thing.place for thing in scene.things}]
+    if free and rng.random() < 0.5:
+        name = f"{name} {_place(rng.choice(free), rng)}"
+    if things and rng.random() < 0.3:
+        whole = [name, *things] if rng.random() < 0.6 else [*things, name]
+        return [" and ".join(whole)]
+    at = 0 if rng.random() < 0.5 else rng.randrange(len(things) + 1)
+    return [*things[:at], name, *things[at:]]
 
 
 def _join(parts: list[str], rng: Random) -> str:
@@ -116,6 +172,8 @@ def _moods(scene: Scene, rng: Random) -> list[str]:
         said = rng.random() < 0.5 if value == usual else value not in implied
         if said:
             parts.append(rng.choice(table[value]))
+    if scene.style:
+        parts.append(rng.choice(STYLE_WORDS[scene.style]))
     rng.shuffle(parts)
     return parts
 

@@ -1,4 +1,4 @@
-"""The colours of the world: one small palette per time of day, far enough apart to snap to."""
+"""The colours of the world: one small palette per time of day and style, far enough apart to snap to."""
 
 import numpy as np
 import numpy.typing as npt
@@ -63,18 +63,46 @@ _LAND = {
 _TINTS = {"noon": ("000000", 0.0), "dawn": ("e07fb0", 0.27), "sunset": ("c8402c", 0.36), "night": ("0a1050", 0.58)}
 
 
-def palette(time: str) -> Palette:
-    """Every colour that a picture of this time of day may hold, by name."""
-    tint, amount = _TINTS[time]
+# Dark ground under a vivid sky, in colours that the autoencoder can hold.
+_NEON_SKIES = {
+    "noon": ("f35ed5", "f7a6e0", "7fdbe6", "c6f2fb", "fff07a", "fbf7ec", "9080dc"),
+    "dawn": ("5640c4", "a848e0", "e060dc", "f8b4e0", "fff3b0", "e8d0ff", "a890dc"),
+    "sunset": ("742c86", "a8308c", "e04468", "ff9c50", "ffe36b", "ffc8cc", "d070a0"),
+    "night": ("0c1238", "2a1c66", "4c2c94", "a04cc0", "fff0a8", "8794c8", "505468"),
+}
+_NEON_LAND = {
+    "land far": "35749b",
+    "land mid": "244a80",
+    "land near": "223464",
+    "rock": "8c68b0",
+    "rock shade": "573684",
+    "sand": "b46098",
+    "sand shade": "7c3852",
+    "sea": "2050b4",
+    "sea light": "7ea8dc",
+    "fog": "b4acdf",
+}
+_NEON_TINTS = {"noon": ("00c8c8", 0.0), "dawn": ("d050c0", 0.0), "sunset": ("c00030", 0.1), "night": ("08001c", 0.2)}
+
+
+def palette(time: str, style: str = "") -> Palette:
+    """Every colour that a picture of this time of day may hold, by name; the style `neon` has palettes of its own."""
+    neon = style == "neon"
+    skies, land, tints = (_NEON_SKIES, _NEON_LAND, _NEON_TINTS) if neon else (_SKIES, _LAND, _TINTS)
+    tint, amount = tints[time]
     dim = 0.82 if time == "night" else 1.0
     colours = {name: _scale(_rgb(code), dim) for name, code in _OBJECTS.items()}
-    colours |= {name: _rgb(code) for name, code in zip(_SKY_NAMES, _SKIES[time], strict=True)}
-    return colours | {name: _mix(_rgb(code), _rgb(tint), amount) for name, code in _LAND.items()}
+    colours |= {name: _rgb(code) for name, code in zip(_SKY_NAMES, skies[time], strict=True)}
+    return colours | {name: _mix(_rgb(code), _rgb(tint), amount) for name, code in land.items()}
 
 
 def palettes() -> list[npt.NDArray[np.uint8]]:
     """The palettes as arrays of (colours, 3), for snapping a drawn picture to one of them."""
-    return [np.unique(np.array(list(palette(time).values()), np.uint8), axis=0) for time in TIMES]
+    return [
+        np.unique(np.array(list(palette(time, style).values()), np.uint8), axis=0)
+        for style in ("", "neon")
+        for time in TIMES
+    ]
 
 
 def _rgb(code: str) -> RGB:

@@ -1,29 +1,33 @@
-"""How well the model does what it is told: `python -m handler.builtin.judge [--each 32] [--sizes 1024x1024 ...]`.
+"""Reads a picture: what does it show, and is that what was asked?
 
-The judge learns only from drawings of the world, never from what the model drew. Time of day is the palette that fits;
-terrain and weather are those of the most similar drawing (colours by height); things, sun, moon and stars are found by
-comparing their shapes with every place of the picture, so a second sun or a house on the wrong side is seen.
-`Judge.look` is checked on held-out drawings in the same run: the line "drawings" is the best that can be reached.
+The judge learns only from drawings of the world, never from what the model drew. Time of day and style are the palette
+that fits (and the frame); terrain and weather are those of the empty drawing that agrees with most pixels; things, sun,
+moon and stars are found by comparing their shapes with every place of the picture, so a second sun or a house on the
+wrong side is seen. `evaluate` shows it held-out drawings too: the best that can be reached.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cache
+from itertools import product
 from random import Random
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from handler.builtin.captions import caption
 from handler.builtin.colours import LETTERS, PAINTS, TIMES, palette
 from handler.builtin.sprites import SPRITES
-from handler.builtin.world import CHARACTERS, OBJECTS, SIZES, Pixels, Scene, draw, sample
+from handler.builtin.world import CELL, CHARACTERS, OBJECTS, TERRAINS, WEATHERS, Pixels, Scene, draw, sample
 
-NAMES = tuple(palette("noon"))
-_INDEX = {name: index for index, name in enumerate(NAMES)}
-_BANDS = 12
+NAMES = tuple(name for name in palette("noon") if name != "cloud")  # at noon clouds are white
+_INDEX = {name: index for index, name in enumerate(NAMES)} | {"cloud": NAMES.index("white")}
+_ROWS = np.array([_INDEX[name] for name in palette("noon")])
+# After how many steps the far and the near ridges of a land look the same again.
+_PERIODS = {
+    "hills": (12, 12), "mountains": (7, 12), "desert": (12, 10), "sea": (4, 8), "forest": (2, 12), "city": (6, 6)
+}  # fmt: skip
 
 Names = npt.NDArray[np.int64]  # a picture as indices into NAMES
 Size = tuple[int, int]
@@ -36,6 +40,7 @@ class Found:
     name: str
     paint: str
     place: str
+    fit: float  # the share of its pixels that are right
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,7 @@ class Sight:
     """What the judge saw."""
 
     time: str
+    style: str
     terrain: str
     weather: str
     lights: tuple[str, ...]  # the side of each sun or moon
@@ -51,51 +57,81 @@ class Sight:
 
 
 class Judge:
-    """Knows drawings of one size."""
+    """Knows the empty drawings of one size."""
 
-    def __init__(self, size: Size, drawings: int = 1500) -> None:
-        rng = Random("the judge's own drawings")
-        self.scenes = [sample(rng) for _ in range(drawings)]
-        self.features = np.stack([_feature(names_of(draw(scene, size))[1]) for scene in self.scenes])
+    def __init__(self, size: Size) -> None:
+        self.kinds, drawings = [], []
+        for terrain, weather in product(TERRAINS, WEATHERS):
+            fars, nears = _PERIODS[terrain]
+            for phase in product(range(fars), range(nears)):
+                self.kinds.append((terrain, weather))
+                drawings.append(_inside(draw(Scene(terrain=terrain, weather=weather, phase=phase), size)))
+        self.drawings = _names_at_noon(np.stack(drawings)).astype(np.uint8).reshape(len(drawings), -1)
 
     def look(self, pixels: Pixels) -> Sight:
         """Read a picture of art pixels."""
-        time, names = names_of(pixels)
-        near = np.abs(self.features - _feature(names)).sum(1).argsort()[:5]
-        neighbours = [self.scenes[index] for index in near]
+        time, style, names = names_of(pixels)
+        agree = (self.drawings == _inside(names).astype(np.uint8).ravel()).sum(1)
+        terrain, weather = self.kinds[int(agree.argmax())]
         return Sight(
             time=time,
-            terrain=_majority([scene.terrain for scene in neighbours]),
-            weather=_majority([scene.weather for scene in neighbours]),
+            style=style,
+            terrain=terrain,
+            weather=weather,
             lights=lights(names),
             stars=stars(names) if time == "night" else 0,
-            things=tuple(things(names)),
+            # White on snow is no shape.
+            things=tuple(found for found in things(names) if (weather, found.paint) != ("snow", "white")),
         )
 
 
-def names_of(pixels: Pixels) -> tuple[str, Names]:
-    """The time whose palette fits best, and the name of each pixel's colour."""
+@cache
+def judge_of(size: Size) -> Judge:
+    return Judge(size)
+
+
+def names_of(pixels: Pixels) -> tuple[str, str, Names]:
+    """The time and the style whose palette fits best, and the name of each pixel's colour."""
     used, spots, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
-    fits: dict[str, tuple[float, Names]] = {}
-    for time in TIMES:
-        colours = np.array(list(palette(time).values()), np.int64)
+    fits: dict[tuple[str, str], tuple[float, Names]] = {}
+    for kind in product(TIMES, ("", "neon")):
+        colours = np.array(list(palette(*kind).values()), np.int64)
         errors = np.abs(used[:, None].astype(np.int64) - colours).sum(-1)
-        fits[time] = float(errors.min(-1) @ counts), errors.argmin(-1)
-    best = min(TIMES, key=lambda time: fits[time][0])
-    return best, fits[best][1][spots.reshape(pixels.shape[:2])]
+        fits[kind] = float(errors.min(-1) @ counts), errors.argmin(-1)
+    time, style = min(fits, key=lambda kind: fits[kind][0])
+    names = _ROWS[fits[time, style][1]][spots.reshape(pixels.shape[:2])]
+    return time, style or ("postcard" if _framed(names) else ""), names
+
+
+def _names_at_noon(pixels: Pixels) -> Names:
+    """`names_of` for many true drawings of noon at once."""
+    colours = np.array(list(palette("noon").values()), np.int64) @ (1 << 16, 1 << 8, 1)
+    order = colours.argsort(kind="stable")
+    return _ROWS[order[np.searchsorted(colours[order], pixels.astype(np.int64) @ (1 << 16, 1 << 8, 1))]]
+
+
+def _framed(names: Names) -> bool:
+    """Whether the outermost cells are white on all four sides: snow whitens the lower ones only."""
+    white = names == _INDEX["white"]
+    sides = white[:CELL], white[-CELL:], white[:, :CELL], white[:, -CELL:]
+    return min(float(side.mean()) for side in sides) > 0.8
+
+
+def _inside(names: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Without the cells where a frame may be."""
+    return names[CELL:-CELL, CELL:-CELL]
 
 
 def things(names: Names) -> Iterable[Found]:
     """Every sprite in the picture. Of two that would stand in the same place only the better fit is there."""
-    fits: list[tuple[float, float, float, Found]] = []
+    fits: list[tuple[float, float, Found]] = []
     for sprite in (*CHARACTERS, *OBJECTS):
         tall, wide = len(SPRITES[sprite]), len(SPRITES[sprite][0])
-        for paint in ("",) if sprite in CHARACTERS else PAINTS:
-            for fit, top, left in _matches(names, _spots(sprite, paint)):
-                x, y = left + wide / 2, top + tall / 2
-                fits.append((fit, x, y, Found(name=sprite, paint=paint, place=_side(x / names.shape[1]))))
+        for paint, fit, top, left in _matches(names, sprite):
+            x, y = left + wide / 2, top + tall / 2
+            fits.append((x, y, Found(name=sprite, paint=paint, place=_side(x / names.shape[1]), fit=fit)))
     taken: list[tuple[float, float]] = []
-    for _, x, y, found in sorted(fits, key=lambda fit: -fit[0]):
+    for x, y, found in sorted(fits, key=lambda fit: -fit[2].fit):
         if all(abs(x - across) > 7 or abs(y - down) > 9 for across, down in taken):
             taken.append((x, y))
             yield found
@@ -121,37 +157,37 @@ def _side(middle: float) -> str:
     return "left" if middle < 0.36 else "right" if middle > 0.64 else "center"
 
 
-def _feature(names: Names) -> npt.NDArray[np.float64]:
-    """The shares of the colours in each of a dozen bands from top to bottom."""
-    bands = np.array_split(names, _BANDS)
-    counts = [np.bincount(band.ravel(), minlength=len(NAMES)) / band.size for band in bands]
-    return np.concatenate(counts)
+Hits = npt.NDArray[np.int64]
 
 
-Spot = tuple[int, int, str]  # row, column, name of the colour
+def _matches(names: Names, sprite: str) -> list[tuple[str, float, int, int]]:
+    """Where (paint, fit, top, left) the shape is: most of its pixels and half of each of its colours are right."""
+    spots: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for y, row in enumerate(SPRITES[sprite]):
+        for x, letter in enumerate(row):
+            if letter != ".":
+                spots[letter].append((y, x))
+    whole, fixed = sum(map(len, spots.values())), set(spots) - {"C"}
+    height = names.shape[0] - len(SPRITES[sprite]) + 1
+    width = names.shape[1] - len(SPRITES[sprite][0]) + 1
+    if height < 1 or width < 1:
+        return []
 
+    def hits(letter: str, name: str) -> Hits:
+        mask = (names == _INDEX[name]).astype(np.int64)
+        total: Hits = np.add.reduce([mask[y : y + height, x : x + width] for y, x in spots[letter]])
+        return total
 
-def _spots(sprite: str, paint: str) -> tuple[Spot, ...]:
-    return tuple(
-        (y, x, paint if letter == "C" else LETTERS[letter])
-        for y, row in enumerate(SPRITES[sprite])
-        for x, letter in enumerate(row)
-        if letter != "."
-    )
-
-
-def _matches(names: Names, spots: tuple[Spot, ...]) -> list[tuple[float, int, int]]:
-    """Where (fit, top, left) the shape is: most of its pixels, and half of each of its colours, must be right."""
-    height = names.shape[0] - max(y for y, _, _ in spots)
-    width = names.shape[1] - max(x for _, x, _ in spots)
-    hits: dict[str, npt.NDArray[np.int64]] = defaultdict(lambda: np.zeros((height, width), np.int64))
-    sizes: dict[str, int] = defaultdict(int)
-    for y, x, name in spots:
-        hits[name] += names[y : y + height, x : x + width] == _INDEX[name]
-        sizes[name] += 1
-    whole = np.sum(list(hits.values()), axis=0) / len(spots)
-    fits = (whole >= 0.75) & np.all([hit >= 0.5 * sizes[name] for name, hit in hits.items()], axis=0)
-    return [(float(whole[y, x]), int(y), int(x)) for y, x in np.argwhere(fits)]
+    known: dict[str, Hits] = {letter: hits(letter, LETTERS[letter]) for letter in sorted(fixed)}
+    found = []
+    for paint in PAINTS if "C" in spots else ("",):
+        if paint and np.count_nonzero(names == _INDEX[paint]) < 0.5 * len(spots["C"]):
+            continue
+        parts = known | {"C": hits("C", paint)} if paint else known
+        fit = np.sum(list(parts.values()), axis=0) / whole
+        right = np.all([part >= 0.5 * len(spots[letter]) for letter, part in parts.items()], axis=0) & (fit >= 0.75)
+        found += [(paint, float(fit[y, x]), int(y), int(x)) for y, x in np.argwhere(right)]
+    return found
 
 
 def _patches(mask: npt.NDArray[np.bool_]) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
@@ -170,108 +206,59 @@ def _patches(mask: npt.NDArray[np.bool_]) -> list[tuple[npt.NDArray[np.int64], n
     return patches
 
 
-def _majority(values: list[str]) -> str:
-    return max(dict.fromkeys(values), key=values.count)
-
-
 # Asking and counting
 
 
 def explicit(scene: Scene) -> str:
     """A prompt that tells everything."""
-    parts = [f"{thing.paint} {thing.name} on the {thing.place}".strip() for thing in scene.things]
+    parts = [f"{thing.paint} {thing.name} {_where(thing.place)}".strip() for thing in scene.things]
     parts += [scene.terrain, scene.time, {"clear": "clear sky", "cloudy": "clouds"}.get(scene.weather, scene.weather)]
     if scene.light:
         parts.append(f"{'moon' if scene.time == 'night' else 'sun'} on the {scene.light}")
     if scene.stars:
         parts.append("stars")
+    if scene.style:
+        parts.append(scene.style)
     return ", ".join(parts)
+
+
+def _where(place: str) -> str:
+    return "in the center" if place == "center" else f"on the {place}"
 
 
 def marks(scene: Scene, sight: Sight, sky: bool = True) -> dict[str, bool]:
     """What was asked and whether it is there; `sky` false leaves out what a short caption may not have told."""
-    result = {name: getattr(scene, name) == getattr(sight, name) for name in ("time", "terrain", "weather")}
+    result = {name: getattr(scene, name) == getattr(sight, name) for name in ("time", "terrain", "weather", "style")}
     if sky and scene.light:
-        result["one light, side"] = sight.lights == (scene.light,)
+        result["light"] = sight.lights == (scene.light,)
     elif sky and scene.weather != "clear":  # a clear sky has its sun, moon and stars unasked
-        result["no light"] = not sight.lights
+        result["light"] = not sight.lights
     if sky and scene.time == "night" and (scene.stars or scene.weather != "clear"):
-        result["stars" if scene.stars else "no stars"] = (sight.stars >= 2) == scene.stars
+        result["stars"] = (sight.stars >= 2) == scene.stars
     for thing in scene.things:
-        kind = "character" if thing.name in CHARACTERS else "object"
         seen = [found for found in sight.things if found.name == thing.name]
-        result[f"{kind} there"] = result.get(f"{kind} there", True) and bool(seen)
-        result[f"{kind} once"] = result.get(f"{kind} once", True) and len(seen) <= 1
+        result["one of each"] = result.get("one of each", True) and len(seen) == 1
         if seen:
-            result[f"{kind} place"] = result.get(f"{kind} place", True) and seen[0].place == thing.place
-            result[f"{kind} paint"] = result.get(f"{kind} paint", True) and seen[0].paint == thing.paint
+            result["place"] = result.get("place", True) and seen[0].place == thing.place
+        if seen and thing.paint:
+            result["paint"] = result.get("paint", True) and seen[0].paint == thing.paint
     asked = {thing.name for thing in scene.things}
     result["nothing else"] = all(found.name in asked for found in sight.things)
     result["everything"] = all(result.values())
     return result
 
 
-def exam(count: int, size: Size) -> list[Scene]:
-    """Held-out scenes in which no thing hides another."""
-    rng = Random(f"exam {size}")
-    scenes = [sample(rng) for _ in range(count)]
+def exam(count: int, size: Size, seed: str = "exam") -> list[Scene]:
+    """Held-out scenes in which no thing hides another and none is white on snow."""
+    rng = Random(f"{seed} {size}")
+    return [fair(sample(rng), size) for _ in range(count)]
+
+
+def fair(scene: Scene, size: Size) -> Scene:
+    """The same scene with every thing where it can be seen."""
     roomy = size[0] >= 1024
-    return [
-        scene
-        if roomy or {thing.place for thing in scene.things} <= {"left", "right"}
-        else replace(scene, things=scene.things[:1])
-        for scene in scenes
-    ]
-
-
-class Table:
-    """Shares of right answers, a row for each kind of picture."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, list[bool]]] = {}
-
-    def add(self, row: str, marks: dict[str, bool]) -> None:
-        for name, right in marks.items():
-            self.rows.setdefault(row, {}).setdefault(name, []).append(right)
-
-    def __str__(self) -> str:
-        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
-        lines = ["| pictures | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        for title, row in self.rows.items():
-            cells = [f"{np.mean(row[name]):.2f}" if name in row else "" for name in columns]
-            lines.append(f"| {title} | " + " | ".join(cells) + " |")
-        return "\n".join(lines)
-
-
-def main() -> None:
-    from handler.builtin.studio import GUIDANCE, MODEL, STEPS, Studio  # the rest of the judge needs no torch
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--each", type=int, default=32, help="pictures for each row")
-    parser.add_argument("--sizes", nargs="+", default=[f"{width}x{height}" for width, height in SIZES])
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    studio, table = Studio(options.model), Table()
-    for text in options.sizes:
-        width, height = map(int, text.split("x"))
-        size = width, height
-        judge, scenes = Judge(size), exam(options.each, size)
-        for scene in scenes:
-            table.add(f"{text} drawings", marks(scene, judge.look(draw(scene, size))))
-        seeds = range(options.seed, options.seed + len(scenes))
-        for title, prompts in (
-            ("all told", [explicit(scene) for scene in scenes]),
-            ("as people write", [caption(scene, Random(index)) for index, scene in enumerate(scenes)]),
-        ):
-            pictures = studio.draw(prompts, size, seeds, steps=options.steps, guidance=options.guidance)
-            for scene, picture in zip(scenes, pictures, strict=True):
-                sight = judge.look(np.asarray(picture))
-                table.add(f"{text} {title}", marks(scene, sight, sky=title == "all told"))
-    print(table)
-
-
-if __name__ == "__main__":
-    main()
+    apart = roomy or {thing.place for thing in scene.things} <= {"left", "right"}
+    things = [replace(thing, nudge=0) for thing in (scene.things if apart else scene.things[:1])]
+    if scene.weather == "snow":
+        things = [replace(thing, paint="red") if thing.paint == "white" else thing for thing in things]
+    return replace(scene, things=tuple(things))

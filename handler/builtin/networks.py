@@ -89,6 +89,19 @@ def standard_vae(small: AutoencoderTiny, scaling_factor: float) -> AutoencoderTi
     return vae
 
 
+@torch.no_grad()
+def without_graft(vae: AutoencoderTiny) -> AutoencoderTiny:
+    """The autoencoder at art resolution again: what `standard_vae` made its own from."""
+    small = small_vae()
+    first, _, *rest = vae.encoder.layers
+    for target, source in zip(small.encoder.layers, (first, *rest), strict=True):
+        target.load_state_dict(source.state_dict())
+    *rest, _, last = vae.decoder.layers
+    for target, source in zip(small.decoder.layers, [*rest[: len(small.decoder.layers) - 1], last], strict=True):
+        target.load_state_dict(source.state_dict())
+    return small
+
+
 def unet() -> UNet2DConditionModel:
     """Three levels with attention on each; the pooled text joins the time embedding, for what is true of all cells."""
     return UNet2DConditionModel(

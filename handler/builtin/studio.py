@@ -1,6 +1,6 @@
-"""Draw with an exported folder the way the worker does: an eighth of the size, snapped to a palette."""
+"""Draw with an exported folder the way the worker does: an eighth of the size, snapped to a palette, LoRAs by name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,20 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging
 from PIL import Image
 
+from handler.builtin.captions import NEGATIVE
 from handler.pixelart import read_palettes, snap
 
 MODEL = Path(__file__).parent / "model"
+LORAS = Path(__file__).parent / "loras"
 STEPS = 14
 GUIDANCE = 3.0
 SCALE = 8  # product pixels to a pixel of the pipeline
 CELL = 2  # pixels of the pipeline to an art pixel
+
+
+def negative_prompt(*terms: str) -> str:
+    """A negative prompt as the gateway composes it."""
+    return ", ".join((NEGATIVE, *terms))
 
 
 class Studio:
@@ -25,7 +32,20 @@ class Studio:
         logging.set_verbosity_error()
         self.pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
         self.pipeline.set_progress_bar_config(disable=True)
+        self.worn: set[str] = set()
         self.palettes = read_palettes(folder / "palette.json")
+
+    def wear(self, strengths: Mapping[str, float], folder: Path = LORAS) -> None:
+        """Draw with these LoRAs from now on; a file is read once."""
+        missing = set(strengths) - self.worn
+        for name in sorted(missing):
+            self.pipeline.load_lora_weights(folder / f"{name}.safetensors", adapter_name=name)
+        self.worn |= missing
+        if strengths:
+            self.pipeline.enable_lora()
+            self.pipeline.set_adapters(list(strengths), list(strengths.values()))
+        elif self.worn:
+            self.pipeline.disable_lora()
 
     def draw(
         self,
@@ -33,7 +53,7 @@ class Studio:
         size: tuple[int, int],
         seeds: Sequence[int],
         *,
-        negative: str = "",
+        negative: str = NEGATIVE,
         steps: int = STEPS,
         guidance: float = GUIDANCE,
         at_once: int = 8,

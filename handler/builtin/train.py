@@ -1,14 +1,15 @@
-"""Train the built-in model: `python -m handler.builtin.train --out DIR --minutes-vae 6 --minutes-unet 50 --workers 2`.
+"""Train the built-in model: `python -m handler.builtin.train --out DIR --samples-unet 300000 --workers 2`.
 
 Each worker is one single-threaded process with an optimiser of its own, and all of them write to the same weights in
-shared memory without waiting for each other (Hogwild): on a CPU that is much faster than threads. Time, not steps,
-drives the schedules, so a run ends when it was told to, however busy the machine is.
+shared memory without waiting for each other (Hogwild): on a CPU that is much faster than threads, and no two runs are
+the same to the bit. With one worker they are, if the budget is given in samples: these drive the schedules. A budget in
+minutes ends when it was told to, however busy the machine is.
 """
 
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -18,48 +19,62 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads of several wor
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from handler.builtin import networks
-from handler.builtin.captions import caption, words
+from handler.builtin.captions import EVERY_STRANGER, caption, negative, seldom_untold, words
 from handler.builtin.colours import PAINTS, TIMES, palette
 from handler.builtin.muon import Muon, split
 from handler.builtin.world import CHARACTERS, SIZES, Pixels, Scene, Thing, draw, sample
 
 SQUARE = (1024, 1024)
+BATCH = 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """What one part of the training needs to know; `done` are the seconds of earlier sittings."""
+    """What one part of the training needs to know: its budget, in samples or in minutes, and what is done of it."""
 
     out: Path
-    minutes: float
     workers: int
     seed: int
-    done: float = 0.0
+    samples: int = 0
+    minutes: float = 0.0
+    pictures: int = 15_000  # that each worker draws for itself, and sees again and again with other words
+    done: int = 0  # samples of earlier sittings
+    seconds: float = 0.0  # of earlier sittings
 
 
 class Steps:
-    """The optimiser of one worker and its clock."""
+    """The optimiser of one worker and what all of them have done of the budget."""
 
-    def __init__(self, module: nn.Module, run: Run, *, muon: float, adam: float, decay_from: float) -> None:
+    def __init__(
+        self, module: nn.Module, run: Run, tally: Tensor, index: int, *, muon: float, adam: float, decay_from: float
+    ) -> None:
         matrices, rest = split(module)
         self.parameters = matrices + rest
         self.muon, self.adam = Muon(matrices), torch.optim.AdamW(rest, lr=adam, betas=(0.9, 0.99), weight_decay=0.0)
         self.rates, self.decay_from, self.run = (muon, adam), decay_from, run
-        self.start, self.count = time.monotonic() - run.done, 0
+        self.tally, self.index = tally, index
+        self.start, self.count = time.monotonic() - run.seconds, 0
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
     @property
-    def progress(self) -> float:
-        return self.seconds / (60 * self.run.minutes)
+    def samples(self) -> int:
+        return self.run.done + int(self.tally.sum())
 
-    def step(self, loss: Tensor) -> None:
+    @property
+    def progress(self) -> float:
+        if self.run.minutes:
+            return self.seconds / (60 * self.run.minutes)
+        return self.samples / self.run.samples
+
+    def step(self, loss: Tensor, samples: int) -> None:
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -70,6 +85,7 @@ class Steps:
             group["lr"] = self.rates[1] * scale
         self.adam.step()
         self.count += 1
+        self.tally[self.index] += samples
 
 
 def copies(module: nn.Module) -> dict[str, Tensor]:
@@ -91,13 +107,15 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def in_workers(work: Callable[..., None], run: Run, *arguments: Any) -> None:
-    """Run `work(index, run, *arguments)` in `run.workers` processes and wait; an error in one ends all."""
-    spawn(_quietly, (work, run, os.getpid(), *arguments), nprocs=run.workers)  # type: ignore[no-untyped-call]
+    """Run `work` in `run.workers` processes and wait; an error in one ends all."""
+    tally = torch.zeros(run.workers, dtype=torch.int64)  # the samples of each worker
+    tally.share_memory_()  # type: ignore[no-untyped-call]
+    spawn(_quietly, (work, run, os.getpid(), tally, *arguments), nprocs=run.workers)  # type: ignore[no-untyped-call]
 
 
 def _quietly(index: int, work: Callable[..., None], run: Run, parent: int, *arguments: Any) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(run.seed * 100 + index)
+    torch.manual_seed(run.seed * 100 + index + run.done)
     work(index, run, parent, *arguments)
 
 
@@ -110,15 +128,16 @@ def orphaned(parent: int) -> bool:
 
 
 def train_vae(run: Run) -> Path:
+    torch.manual_seed(run.seed)
     vae = networks.small_vae()
     vae.share_memory()
     in_workers(_vae_worker, run, vae)
     return run.out / "vae.pt"
 
 
-def _vae_worker(index: int, run: Run, parent: int, vae: Any) -> None:
+def _vae_worker(index: int, run: Run, parent: int, tally: Tensor, vae: Any) -> None:
     rng = Random(run.seed * 1000 + index)
-    steps = Steps(vae, run, muon=2e-3, adam=1e-3, decay_from=0.5)
+    steps = Steps(vae, run, tally, index, muon=2e-3, adam=1e-3, decay_from=0.5)
     average = copies(vae)
     while steps.progress < 1 and not orphaned(parent):
         pictures = to_tensor(np.stack([_vae_picture(rng) for _ in range(8)]))
@@ -127,7 +146,7 @@ def _vae_worker(index: int, run: Run, parent: int, vae: Any) -> None:
             latents = vae.encode(pictures).latents
             drawn = vae.decode(latents + noise * torch.randn_like(latents)).sample.float()
         loss = picture_loss(drawn, pictures) + 0.03 * moment_loss(latents.float())
-        steps.step(loss)
+        steps.step(loss, len(pictures))
         networks.pin_to_centre(vae)
         if index == 0:
             follow(average, vae, min(0.998, steps.count / (steps.count + 10)))
@@ -219,12 +238,13 @@ class Denoiser(nn.Module):
 def train_unet(run: Run, start: dict[str, Any] | None) -> None:
     """Train from a checkpoint of an earlier sitting or, with None, from nothing."""
     vae = load_vae(run.out)
+    torch.manual_seed(run.seed)
     model = Denoiser()
     if start:
         model.load_state_dict(start["model"])
     model.share_memory()
     average = start["average"] if start else copies(model)
-    in_workers(_unet_worker, run, vae, model, average)
+    in_workers(_unet_worker, run, vae, model, average, start["spread"] if start else _spread(vae))
 
 
 def load_vae(out: Path) -> Any:
@@ -233,34 +253,43 @@ def load_vae(out: Path) -> Any:
     return vae.requires_grad_(False)
 
 
-def _unet_worker(index: int, run: Run, parent: int, vae: Any, model: Denoiser, average: dict[str, Tensor]) -> None:
+def _unet_worker(
+    index: int,
+    run: Run,
+    parent: int,
+    tally: Tensor,
+    vae: Any,
+    model: Denoiser,
+    average: dict[str, Tensor],
+    spread: float,
+) -> None:
     # A resumed sitting sees new scenes.
     rng = Random(f"{run.seed} {index} {run.done}")
-    spread = _spread(vae)
-    shelves = [shelve(vae, spread, size, _count(size, 15_000), rng) for size in SIZES]
+    shelves = [shelve(vae, spread, size, count_of(size, run.pictures), rng) for size in SIZES]
     held = shelve(vae, spread, SQUARE, 128, Random("held out"))
-    shares = [_count(size, 12) for size in SIZES]
+    shares = [count_of(size, 12) for size in SIZES]
     curve = networks.scheduler().alphas_cumprod
-    steps = Steps(model, run, muon=1.5e-3, adam=1.5e-3, decay_from=0.5)
-    saved = 0.0
+    steps = Steps(model, run, tally, index, muon=1.5e-3, adam=1.5e-3, decay_from=0.5)
+    saved = run.seconds
     while steps.progress < 1 and not orphaned(parent):
         shelf = rng.choices(shelves, shares)[0]
-        steps.step(denoising_loss(model, curve, *batch(shelf, rng, 32), pick_times(32)))
+        steps.step(denoising_loss(model, curve, *batch(shelf, rng, BATCH), pick_times(BATCH)), BATCH)
         if index:
             continue
         follow(average, model, 0.998 if run.done else min(0.998, steps.count / (steps.count + 20)))
         if steps.count % 250 == 0:
-            print(f"unet {steps.seconds:.0f}s step {steps.count} {held_out(model, average, curve, held)}", flush=True)
+            loss = held_out(average, curve, held)
+            print(f"unet {steps.seconds:.0f}s {steps.samples} samples, {loss}", flush=True)
         if steps.seconds - saved > 120:
             saved = steps.seconds
-            _save_unet(run, model, average, saved, spread)
+            _save_unet(steps, model, average, spread)
     if index == 0:
-        _save_unet(run, model, average, steps.seconds, spread)
+        _save_unet(steps, model, average, spread)
 
 
-def _save_unet(run: Run, model: Denoiser, average: dict[str, Tensor], seconds: float, spread: float) -> None:
-    content = {"model": model.state_dict(), "average": average, "seconds": seconds, "spread": spread}
-    save(run.out / "unet.pt", content)
+def _save_unet(steps: Steps, model: Denoiser, average: dict[str, Tensor], spread: float) -> None:
+    content = {"model": model.state_dict(), "average": average, "spread": spread}
+    save(steps.run.out / "unet.pt", content | {"samples": steps.samples, "seconds": steps.seconds})
 
 
 @torch.no_grad()
@@ -271,20 +300,24 @@ def _spread(vae: Any) -> float:
     return float(vae.encode(to_tensor(pictures)).latents.std())
 
 
-def _count(size: tuple[int, int], whole: int) -> int:
+def count_of(size: tuple[int, int], whole: int) -> int:
     """Half of everything is square, the other sizes share the rest."""
     return whole // 2 if size == SQUARE else whole // 12
 
 
-@torch.no_grad()
 def shelve(vae: Any, spread: float, size: tuple[int, int], count: int, rng: Random) -> Shelf:
     scenes = [sample(rng) for _ in range(count)]
+    return Shelf(scenes=scenes, latents=encode(vae, spread, [draw(scene, size) for scene in scenes]))
+
+
+@torch.no_grad()
+def encode(vae: Any, spread: float, pictures: list[Pixels]) -> Tensor:
+    """Drawings as latents of deviation 1."""
     latents = []
-    for first in range(0, count, 50):
-        pictures = to_tensor(np.stack([draw(scene, size) for scene in scenes[first : first + 50]]))
+    for first in range(0, len(pictures), 50):
         with torch.autocast("cpu", torch.bfloat16):
-            latents.append(vae.encode(pictures).latents.float() / spread)
-    return Shelf(scenes=scenes, latents=torch.cat(latents))
+            latents.append(vae.encode(to_tensor(np.stack(pictures[first : first + 50]))).latents.float() / spread)
+    return torch.cat(latents)
 
 
 def batch(shelf: Shelf, rng: Random, size: int) -> tuple[Tensor, list[str]]:
@@ -292,13 +325,15 @@ def batch(shelf: Shelf, rng: Random, size: int) -> tuple[Tensor, list[str]]:
     return shelf.latents[picks], [prompt(shelf.scenes[pick], rng) for pick in picks]
 
 
-def prompt(scene: Scene, rng: Random) -> str:
-    """A caption or nothing; pictures with stars, or a sun or moon in the usual place, seldom have nothing.
+def prompt(scene: Scene, rng: Random, strangers: Sequence[str] = EVERY_STRANGER) -> str:
+    """A caption, the words of a negative prompt, or nothing.
 
-    The picture of the empty prompt is what guidance pushes away from: a bare "noon" then shows its sun.
+    The pictures of a negative prompt are what guidance pushes away from. Pictures with stars, or with a sun or moon in
+    the usual place, seldom have nothing: a bare "noon" then shows its sun.
     """
-    usual = scene.weather == "clear" and (scene.light == "right" or scene.stars)
-    return "" if rng.random() < (0.04 if usual else 0.2) else caption(scene, rng)
+    if rng.random() < (0.02 if seldom_untold(scene) else 0.1):
+        return ""
+    return negative(scene, rng) if rng.random() < 0.12 else caption(scene, rng, strangers)
 
 
 def pick_times(count: int) -> Tensor:
@@ -310,17 +345,21 @@ def pick_times(count: int) -> Tensor:
 
 
 def denoising_loss(model: Denoiser, curve: Tensor, latents: Tensor, prompts: list[str], times: Tensor) -> Tensor:
+    return squared_errors(model, curve, latents, prompts, times).mean()
+
+
+def squared_errors(model: Denoiser, curve: Tensor, latents: Tensor, prompts: list[str], times: Tensor) -> Tensor:
     noise = torch.randn_like(latents)
     signal = curve[times].sqrt().view(-1, 1, 1, 1)
     dark = (1 - curve[times]).sqrt().view(-1, 1, 1, 1)
     with torch.autocast("cpu", torch.bfloat16):
         guess = model(signal * latents + dark * noise, times, prompts)
-    loss: Tensor = (guess - (signal * noise - dark * latents)).square().mean()
-    return loss
+    errors: Tensor = (guess - (signal * noise - dark * latents)).square()
+    return errors
 
 
 @torch.no_grad()
-def held_out(model: Denoiser, average: dict[str, Tensor], curve: Tensor, shelf: Shelf) -> str:
+def held_out(average: dict[str, Tensor], curve: Tensor, shelf: Shelf) -> str:
     """The loss of the averaged weights on scenes never trained on, all noise levels and the noisy end alone."""
     judge = Denoiser()
     judge.load_state_dict(average)
@@ -333,23 +372,51 @@ def held_out(model: Denoiser, average: dict[str, Tensor], curve: Tensor, shelf: 
     return f"held out {even:.4f} noisy {noisy:.4f}"
 
 
+def from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An exported folder as the checkpoints of the autoencoder and of the denoiser; new words get new embeddings."""
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
+    model = Denoiser()
+    model.unet.load_state_dict(pipeline.unet.state_dict())
+    weights = pipeline.text_encoder.state_dict()
+    (embedding,) = [name for name in weights if name.endswith("token_embedding.weight")]
+    mixed = model.text.state_dict()[embedding].clone()
+    old, new = pipeline.tokenizer.get_vocab(), model.words.get_vocab()
+    for word, row in new.items():
+        if word in old:
+            mixed[row] = weights[embedding][old[word]]
+    model.text.load_state_dict(weights | {embedding: mixed})
+    spread = 1 / pipeline.vae.config.scaling_factor
+    content = {"model": copies(model), "average": copies(model), "spread": spread, "samples": 0, "seconds": 0.0}
+    return {"vae": networks.without_graft(pipeline.vae).state_dict()}, content
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes-vae", type=float, default=6)
-    parser.add_argument("--minutes-unet", type=float, default=50)
+    parser.add_argument("--samples-vae", type=int, default=40_000)
+    parser.add_argument("--samples-unet", type=int, default=500_000)
+    parser.add_argument("--minutes-vae", type=float, default=0, help="a budget in minutes in place of samples")
+    parser.add_argument("--minutes-unet", type=float, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=int, default=15_000, help="drawings for each worker")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --out")
+    parser.add_argument("--start", type=Path, help="begin with the weights of an exported folder")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    run = Run(out=options.out, minutes=options.minutes_vae, workers=options.workers, seed=options.seed)
-    if not (options.resume and (options.out / "vae.pt").exists()):
-        train_vae(run)
+    run = Run(out=options.out, workers=options.workers, seed=options.seed, pictures=options.pictures)
     path = options.out / "unet.pt"
-    start = torch.load(path) if options.resume and path.exists() else None
-    done = start["seconds"] if start else 0.0
-    train_unet(replace(run, minutes=options.minutes_unet, done=done), start)
+    start: dict[str, Any] | None
+    if options.start and not (options.resume and path.exists()):
+        vae, start = from_folder(options.start)
+        save(options.out / "vae.pt", vae)
+    else:
+        if not (options.resume and (options.out / "vae.pt").exists()):
+            train_vae(replace(run, samples=options.samples_vae, minutes=options.minutes_vae))
+        start = torch.load(path) if options.resume and path.exists() else None
+    done, seconds = (start["samples"], start["seconds"]) if start else (0, 0.0)
+    budget = {"samples": options.samples_unet, "minutes": options.minutes_unet, "done": done, "seconds": seconds}
+    train_unet(replace(run, **budget), start)
 
 
 if __name__ == "__main__":

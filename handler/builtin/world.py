@@ -22,6 +22,7 @@ SIZES = ((1024, 1024), (1344, 768), (768, 1344), (1216, 832), (832, 1216), (1152
 
 TERRAINS = ("hills", "mountains", "desert", "sea", "forest", "city")
 WEATHERS = ("clear", "cloudy", "fog", "rain", "snow")
+STYLES = ("neon", "postcard")
 SIDES = ("left", "right")
 PLACES = ("left", "center", "right")
 CHARACTERS = ("aya", "bella")
@@ -31,7 +32,7 @@ USUAL_PAINT = {"tree": "green", "house": "red", "lighthouse": "red", "castle": "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thing:
-    """A sprite, its colour (characters have none) and where it stands."""
+    """A sprite, its colour (characters have none) and where it stands; characters are drawn for LoRAs only."""
 
     name: str
     paint: str = ""
@@ -50,6 +51,7 @@ class Scene:
     stars: bool = False
     things: tuple[Thing, ...] = field(default=())
     phase: tuple[int, int] = (0, 0)  # shifts of the far and the near ridges
+    style: str = ""
 
 
 def art_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -66,6 +68,7 @@ def sample(rng: Random) -> Scene:
         terrain=_pick(rng, TERRAINS, often),
         weather=_pick(rng, WEATHERS, 0.85 if plain else 0.45),
         phase=(rng.randrange(12), rng.randrange(12)),
+        style=rng.choices(("", *STYLES), (76, 12, 12))[0],
     )
     scene = replace(scene, things=_things(rng, scene.terrain))
     if any(thing.name == "boat" for thing in scene.things):
@@ -89,8 +92,7 @@ def _things(rng: Random, terrain: str) -> tuple[Thing, ...]:
     count = rng.choices((0, 1, 2, 3), (14, 48, 31, 7))[0]
     names: list[str] = []
     while len(names) < count:
-        # Characters are what people ask for most, and a face takes longer to learn than a house.
-        name = rng.choice(CHARACTERS) if rng.random() < 0.22 else rng.choice(OBJECTS)
+        name = rng.choice(OBJECTS)
         if name == "boat" and terrain != "sea" and rng.random() < 0.6:
             continue
         if name not in names:
@@ -102,8 +104,6 @@ def _things(rng: Random, terrain: str) -> tuple[Thing, ...]:
 
 
 def _paint(rng: Random, name: str) -> str:
-    if name in CHARACTERS:
-        return ""
     return USUAL_PAINT[name] if rng.random() < 0.3 else rng.choice(PAINTS)
 
 
@@ -123,7 +123,7 @@ class _Canvas:
 
     def __init__(self, scene: Scene, width: int, height: int) -> None:
         self.scene, self.width, self.height = scene, width, height
-        self.colour: Palette = palette(scene.time)
+        self.colour: Palette = palette(scene.time, scene.style)
         if scene.weather == "snow":
             self.colour |= dict.fromkeys(("land far", "land near", "sand"), self.colour["white"])
             self.colour |= dict.fromkeys(("land mid", "sand shade"), self.colour["fog"])
@@ -142,6 +142,7 @@ class _Canvas:
         self._falling()  # behind the things: nothing may cross a face
         for thing in self.scene.things:
             self._stand(thing)
+        self._frame()
         return self.pixels
 
     def _fill(self, mask: npt.NDArray[np.bool_], name: str) -> None:
@@ -277,7 +278,9 @@ class _Canvas:
         rows = SPRITES[thing.name]
         wide, tall = len(rows[0]), len(rows)
         middle = {"left": 0.2, "center": 0.5, "right": 0.8}[thing.place] * self.width
-        left = min(max(_grid(middle - wide / 2) + thing.nudge, 0), (self.width - wide) // CELL * CELL)
+        frame = CELL if self.scene.style == "postcard" else 0
+        last = (self.width - wide - frame) // CELL * CELL
+        left = min(max(_grid(middle - wide / 2) + thing.nudge, frame), last)
         # A boat floats on the water behind the shore.
         top = self.ground - tall - (2 * CELL if thing.name == "boat" else 0)
         self._paste(thing.name, left, top, thing.paint)
@@ -287,6 +290,11 @@ class _Canvas:
             for x, letter in enumerate(row, left):
                 if letter != ".":
                     self.pixels[y, x] = self.colour[paint if letter == "C" else LETTERS[letter]]
+
+    def _frame(self) -> None:
+        if self.scene.style == "postcard":
+            inside = (self.x >= CELL) & (self.x < self.width - CELL) & (self.y >= CELL) & (self.y < self.height - CELL)
+            self._fill(~inside, "white")
 
 
 def _grid(value: float) -> int:

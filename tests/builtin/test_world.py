@@ -7,14 +7,30 @@ from random import Random
 import numpy as np
 import pytest
 
-from handler.builtin.captions import caption, words
+from handler.builtin.captions import (
+    MOON_WORDS,
+    NEGATIVE,
+    STAR_WORDS,
+    STRANGERS,
+    STYLE_WORDS,
+    SUN_WORDS,
+    TERRAIN_WORDS,
+    THING_WORDS,
+    TIME_WORDS,
+    WEATHER_WORDS,
+    caption,
+    negative,
+    words,
+)
 from handler.builtin.colours import LETTERS, TIMES, palette, palettes
 from handler.builtin.sprites import SPRITES
 from handler.builtin.world import (
+    CELL,
     CHARACTERS,
     OBJECTS,
     PLACES,
     SIZES,
+    STYLES,
     TERRAINS,
     USUAL_PAINT,
     WEATHERS,
@@ -60,7 +76,7 @@ def test_a_picture_holds_only_the_colours_of_its_time():
     rng = Random(5)
     for index in range(80):
         scene = sample(rng)
-        allowed = set(palette(scene.time).values())
+        allowed = set(palette(scene.time, scene.style).values())
         assert {tuple(map(int, colour)) for colour in draw(scene, SIZES[index % 7]).reshape(-1, 3)} <= allowed
 
 
@@ -69,6 +85,39 @@ def test_the_palettes_are_small_and_their_colours_far_apart():
         assert 20 <= len(colours) <= 32
         apart = np.linalg.norm(colours[:, None].astype(float) - colours[None], axis=-1)
         assert apart[~np.eye(len(colours), dtype=bool)].min() > 12
+
+
+def test_no_two_palettes_are_alike():
+    codes = [frozenset(map(bytes, colours)) for colours in palettes()]
+    shared = [len(one & two) / len(one) for i, one in enumerate(codes) for two in codes[:i]]
+    assert max(shared) < 0.8
+
+
+def test_a_training_picture_never_holds_a_character():
+    rng = Random(11)
+    scenes = [sample(rng) for _ in range(2000)]
+    assert {thing.name for scene in scenes for thing in scene.things} == set(OBJECTS)
+
+
+def test_every_style_is_seen_often_and_changes_the_picture():
+    rng = Random(13)
+    styles = [sample(rng).style for _ in range(2000)]
+    for style in STYLES:
+        assert 0.09 < styles.count(style) / len(styles) < 0.15
+        changed = draw(replace(BUSY, style=style), SIZES[0]) != draw(BUSY, SIZES[0])
+        assert changed.any(-1).mean() > 0.15
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_a_postcard_has_a_white_frame_that_hides_no_edge_of_a_thing(size):
+    plain = Scene(style="postcard", terrain="city")
+    for place in PLACES:
+        scene = replace(plain, things=(Thing(name="castle", paint="red", place=place, nudge=CELL),))
+        pixels = draw(scene, size)
+        white = (pixels == palette("noon")["white"]).all(-1)
+        assert white[:CELL].all() and white[-CELL:].all() and white[:, :CELL].all() and white[:, -CELL:].all()
+        changed = (pixels != draw(plain, size)).any(-1)
+        assert np.count_nonzero(changed.any(0)) == len(SPRITES["castle"][0])
 
 
 def test_sprites_are_rectangles_of_known_letters():
@@ -97,6 +146,8 @@ def test_a_caption_tells_every_thing_that_is_not_as_usual():
                 assert thing.paint in text
         if scene.light == "left":
             assert "left" in text
+        if scene.style:
+            assert any(words in text for words in STYLE_WORDS[scene.style])
 
 
 def test_the_same_scene_is_told_in_many_ways():
@@ -104,6 +155,36 @@ def test_the_same_scene_is_told_in_many_ways():
     assert len({caption(BUSY, rng) for _ in range(100)}) > 90
 
 
+def test_a_caption_names_a_stranger_now_and_then():
+    rng = Random(15)
+    names = {name for names in STRANGERS.values() for name in names}
+    texts = [caption(sample(rng), rng) for _ in range(2000)]
+    strange = [text for text in texts if names & set(text.replace(",", "").split())]
+    assert 0.05 < len(strange) / len(texts) < 0.15
+    assert any("aya on the right" in text for text in strange)
+
+
+def test_negative_language_tells_only_what_the_picture_shows():
+    rng = Random(17)
+    lengths = []
+    for _ in range(1000):
+        scene = sample(rng)
+        marker, bag = negative(scene, rng)[: len(NEGATIVE)], negative(scene, rng)[len(NEGATIVE) + 2 :]
+        assert marker == NEGATIVE
+        true = {*TIME_WORDS[scene.time], *TERRAIN_WORDS[scene.terrain], *WEATHER_WORDS[scene.weather]}
+        true |= {word for thing in scene.things for word in THING_WORDS[thing.name]}
+        true |= set(STYLE_WORDS.get(scene.style, ()))
+        if scene.light:
+            true |= set(MOON_WORDS if scene.time == "night" else SUN_WORDS)
+        if scene.stars:
+            true |= set(STAR_WORDS)
+        told = bag.split(", ") if bag else []
+        assert set(told) <= true
+        lengths.append(len(told))
+    assert set(lengths) == {0, 1, 2, 3, 4}
+
+
 def test_the_closed_vocabulary_has_what_prompts_need():
     known = set(words())
     assert {*CHARACTERS, *OBJECTS, *TIMES, *TERRAINS, "fog", "hill", "moon", "stars", "left", "right"} <= known
+    assert {*STYLES, "synthwave", "framed", "lowres", "blurry"} <= known
