@@ -26,7 +26,7 @@ from tests.endpoint.rig import WORKER_KEY, EndpointProcess
 from tests.worker.fakes import job
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def until(look: Callable[[], Any], what: str) -> Any:
@@ -254,7 +254,8 @@ def test_an_endpoint_that_is_away_is_waited_for_in_peace(endpoint: EndpointProce
     # Left to itself the SDK complains thousands of times a second.
     assert time.monotonic() - begun > 0.3
     endpoint.start()
-    assert ended(endpoint, run(endpoint))["status"] == "COMPLETED"
+    status = ended(endpoint, run(endpoint))
+    assert status["status"] == "COMPLETED", status
 
 
 def test_when_the_parent_is_gone_nothing_of_the_worker_is_left(folder: Path, endpoint: EndpointProcess) -> None:
