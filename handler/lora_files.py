@@ -127,7 +127,7 @@ def _entry(name: str, key: str, value: Any, first: int, size: int) -> Entry:
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _ALL_ITEM_BYTES:
         raise _broken(name, f"{key[:80]!r} has a number format that nobody knows here")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    if not _counts(shape) or not all(shape) or not _counts(offsets) or len(offsets) != 2:
         raise _broken(name, f"{key[:80]!r} is described wrongly")
     start, end = offsets[0] + first, offsets[1] + first
     if not start <= end <= size or len(shape) > 8 or math.prod(shape) * _ALL_ITEM_BYTES[dtype] != end - start:

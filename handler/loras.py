@@ -144,7 +144,7 @@ def _pairs(name: str, file: LoraFile) -> list[Pair]:
             f"LoRA {name!r} is no LoRA: it has no pair of down and up weights; if it is a whole model,"
             " give it a table [models.NAME] of its own"
         )
-    pairs = []
+    pairs, notes = [], _adapter_notes(file)
     for base, down_key, up_key in found:
         down, up = _tensor(name, down_key, left.pop(down_key), file), _tensor(name, up_key, left.pop(up_key), file)
         if down.ndim < 2 or up.ndim < 2 or not down.shape[0] or up.shape[1:].numel() != down.shape[0]:
@@ -152,7 +152,14 @@ def _pairs(name: str, file: LoraFile) -> list[Pair]:
         alpha_key = next((key for key in _alpha_keys(base) if key in left), None)
         alpha = None if alpha_key is None else _number(_tensor(name, alpha_key, left.pop(alpha_key), file))
         pairs.append(
-            Pair(base=base, down_key=down_key, up_key=up_key, down=down, up=up, scale=_scale(file, base, alpha, down))
+            Pair(
+                base=base,
+                down_key=down_key,
+                up_key=up_key,
+                down=down,
+                up=up,
+                scale=_scale(notes, base, alpha, down.shape[0]),
+            )
         )
     rest = [key for key, entry in left.items() if _tensor(name, key, entry, file).any()]
     if rest:
@@ -188,19 +195,18 @@ def _number(tensor: Tensor) -> float:
     return float(tensor.reshape(-1)[0]) if tensor.numel() == 1 else math.nan
 
 
-def _scale(file: LoraFile, base: str, alpha: float | None, down: Tensor) -> float:
+def _scale(notes: Mapping[str, Any], base: str, alpha: float | None, rank: int) -> float:
     """What the pair counts at strength 1. PEFT writes alphas into the header's notes, everyone else beside the pair."""
-    rank = down.shape[0]
     if alpha is not None:
         return alpha / rank
     part, _, path = base.partition(".")
-    notes = _adapter_notes(file)
     pattern = notes.get(f"{part}.alpha_pattern")
     told = [value for key, value in (pattern if isinstance(pattern, dict) else {}).items() if _names(key, path)]
     alpha = (told or [notes.get(f"{part}.lora_alpha")])[0]
     if not isinstance(alpha, int | float):
         return 1.0
-    return alpha / (math.sqrt(rank) if notes.get(f"{part}.use_rslora") else rank)
+    # An integer of a JSON text can be too long for a float.
+    return alpha / (math.sqrt(rank) if notes.get(f"{part}.use_rslora") else rank) if abs(alpha) < 1e9 else math.nan
 
 
 def _names(pattern: str, path: str) -> bool:
@@ -221,8 +227,6 @@ def _tensor(name: str, key: str, entry: Entry, file: LoraFile) -> Tensor:
     dtype = _DTYPES.get(entry.dtype)
     if dtype is None:
         raise LoraUnfit(f"LoRA {name!r} has {entry.dtype} numbers in {key!r}; choose one in 16 or 32 bits")
-    if entry.start == entry.end:
-        return torch.zeros(entry.shape, dtype=dtype)
     raw = torch.frombuffer(file.data, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start)
     # A header of odd length leaves numbers that begin between two words.
     tensor = (raw if entry.start % dtype.itemsize == 0 else raw.clone()).view(dtype).view(entry.shape)
