@@ -38,6 +38,8 @@ def check_models(models: Iterable[Model], *, hub_cache: Path, offline: bool) -> 
             _check_folder(Path(model.source), model)
         elif offline:
             _check_folder(_snapshot(model, hub_cache), model)
+        if model.ip_adapter is not None:
+            _check_weights(model.ip_adapter, f"models.{model.name}.ip_adapter")
 
 
 def check_loras(loras: Iterable[LoraSource]) -> None:

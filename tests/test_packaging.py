@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from gateway.core import catalog
 from handler.contract import asks_inventory, job_from_wire, result_from_wire
 from handler.families import FAMILIES
 from handler.models import read_models
@@ -308,3 +309,37 @@ def test_every_model_that_comes_with_the_image_is_pinned_to_a_commit(path: Path)
     for model in read_models(path).by_name.values():
         assert model.hub and re.fullmatch(r"[0-9a-f]{40}", model.revision or "")
         assert model.family in FAMILIES.values()
+
+
+# -- what the documents say -------------------------------------------------------------------------------------------
+
+WORKER_PAGE = (ROOT / "docs/worker.md").read_text(encoding="utf-8")
+RUNPOD_PAGE = (ROOT / "docs/runpod.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", WORKER_PAGE, re.S))
+def test_every_example_of_a_models_file_can_be_read(example: str, tmp_path: Path) -> None:
+    for local in re.findall(r'= "(?!hub:)([^"]+\.safetensors)"', example):
+        (tmp_path / local).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / local).touch()
+    (tmp_path / "models.toml").write_text(example, encoding="utf-8")
+    read_models(tmp_path / "models.toml")
+
+
+def test_the_example_of_a_catalogue_can_be_read(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", RUNPOD_PAGE, re.S)
+    (tmp_path / "catalog.toml").write_text(example, encoding="utf-8")
+    catalog.load(tmp_path / "catalog.toml")
+
+
+def test_the_pages_name_what_there_is() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in (WORKER_PAGE, RUNPOD_PAGE, (ROOT / ".runpod/README.md").read_text(encoding="utf-8")):
+        for name in set(re.findall(r"\bIMGEN_[A-Z_]+\b", page)):
+            assert f"`{name}`" in readme, name
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", page):
+            assert (ROOT / "docs" / path).exists(), path
+    for check in ("model_files", "disk_space", "gateway_answers", "gpu", "models_are_loaded"):
+        assert f"def {check}" in (ROOT / "handler/start.py").read_text(encoding="utf-8") and f"`{check}`" in RUNPOD_PAGE
+    assert all(path.stem in WORKER_PAGE for path in PRESETS)
+    assert "](docs/runpod.md)" in readme and "](docs/worker.md)" in readme

@@ -133,6 +133,15 @@ def test_a_cut_lora_is_told(tmp_path: Path) -> None:
         fitness.check_loras([lora])
 
 
+def test_a_cut_adapter_is_told(folder: Path) -> None:
+    path = folder.parent / "adapter.safetensors"
+    path.write_bytes(weights())
+    check(folder, ip_adapter=path)
+    path.write_bytes(weights()[:-1])
+    with pytest.raises(Unfit, match=r"models\.tiny\.ip_adapter: .* the download was cut"):
+        check(folder, ip_adapter=path)
+
+
 def test_a_full_disk_is_told_before_a_download_fails_on_it(tmp_path: Path) -> None:
     asked = []
 
