@@ -213,7 +213,10 @@ def _sampler(model: Model, given: Any) -> Any:
     if model.sampler not in choices:
         fix = f"write one of {', '.join(sorted(choices))}" if choices else "leave it out"
         raise ModelsError(f"models.{model.name}.sampler: {model.sampler!r} does not fit this model; {fix}")
-    return choices[model.sampler].from_config(given.config)
+    kind = choices[model.sampler]
+    # Some clip to the range of pixels unless told otherwise, which latents leave.
+    clips = {"clip_sample": False} if "clip_sample" in inspect.signature(kind).parameters else {}
+    return kind.from_config(given.config, **clips)
 
 
 def _without_references(model: Model, given: Any) -> Any:

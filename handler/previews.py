@@ -16,8 +16,10 @@ from handler.models import Model
 LARGEST = 256
 """Pixels on the longer side."""
 
-#: Their steps go straight towards the clean picture, so that two latents tell where the way ends.
+#: Samplers whose steps lead from one mixture of picture and noise to another of the same two, so that both can be told
+#: from two steps. The first ones add noise in units of their sigmas, the second ones keep the whole at one.
 _STRAIGHT = ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
+_CURVED = ("DDIMScheduler", "PNDMScheduler")
 
 
 class Previews:
@@ -30,15 +32,18 @@ class Previews:
         self._finish = finish
         self._last: torch.Tensor | None = None
 
-    def after(self, step: int, steps: int, latents: Any) -> Image.Image | None:
-        """A preview when one is due; none after the last step, when the picture itself is near."""
+    def after(self, step: int, steps: int, timestep: Any, latents: Any) -> Image.Image | None:
+        """A preview when one is due; none after the last step, when the picture itself is near.
+
+        ``timestep`` is where the step began, ``latents`` where it ended.
+        """
         if not self._every or not isinstance(latents, torch.Tensor):
             return None
         last, self._last = self._last, latents[:1]
         if step % self._every or step >= steps:
             return None
         try:
-            return self._draw(_clean(self._pipeline.scheduler, last, latents[:1]))
+            return self._draw(_clean(self._pipeline.scheduler, int(timestep), last, latents[:1]))
         except Exception as exc:  # noqa: BLE001 - nothing that goes wrong here may cost the picture
             log.debug("no preview", extra=fields(reason=repr(exc)))
             self._every = 0
@@ -58,17 +63,37 @@ class Previews:
         return image
 
 
-def _clean(scheduler: Any, last: torch.Tensor | None, latents: torch.Tensor) -> torch.Tensor:
+def _clean(scheduler: Any, timestep: int, last: torch.Tensor | None, latents: torch.Tensor) -> torch.Tensor:
     """What the latents will be without their noise, where the sampler lets it be told; the latents as they are else."""
     config = scheduler.config
-    if getattr(config, "algorithm_type", "").endswith("++") or getattr(config, "predict_x0", False):
-        predicted: torch.Tensor | None = scheduler.model_outputs[-1]
-        return latents if predicted is None else predicted[:1].float()
-    if type(scheduler).__name__ not in _STRAIGHT or last is None:
+    # A configuration that was taken over from another sampler still has that one's settings.
+    predicted: torch.Tensor | None = getattr(scheduler, "model_outputs", [None])[-1]
+    if predicted is not None and (
+        getattr(config, "predict_x0", False) or getattr(config, "algorithm_type", "").endswith("++")
+    ):
+        return predicted[:1].float()
+    if last is None:
         return latents
-    before, now = (float(scheduler.sigmas[scheduler.step_index - back]) for back in (1, 0))
-    direction = (latents.float() - last.float()) / (now - before)
-    return latents.float() - now * direction
+    if type(scheduler).__name__ in _STRAIGHT:
+        return _meeting(
+            last, latents, *((1.0, float(scheduler.sigmas[scheduler.step_index - back])) for back in (1, 0))
+        )
+    if type(scheduler).__name__ in _CURVED:
+        steps = config.num_train_timesteps // scheduler.num_inference_steps
+        return _meeting(last, latents, *(_mixture(scheduler, timestep - back) for back in (0, steps)))
+    return latents
+
+
+def _meeting(
+    last: torch.Tensor, latents: torch.Tensor, before: tuple[float, float], now: tuple[float, float]
+) -> torch.Tensor:
+    """The clean latents of which both are mixtures with the same noise, each given by the parts of the two in it."""
+    return (now[1] * last.float() - before[1] * latents.float()) / (now[1] * before[0] - before[1] * now[0])
+
+
+def _mixture(scheduler: Any, timestep: int) -> tuple[float, float]:
+    left = float(scheduler.alphas_cumprod[timestep] if timestep >= 0 else scheduler.final_alpha_cumprod)
+    return math.sqrt(left), math.sqrt(1 - left)
 
 
 def _for_decoder(pipeline: Any, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -156,13 +156,13 @@ class DiffusersRenderer:
         pipeline = self._pipelines.chosen(batch.steering)
         previews = Previews(pipeline, batch.order, self._model, self._snap)
 
-        def after_step(pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             # Some samplers take more steps than they were asked for; the pipeline knows its real number.
             steps = getattr(pipeline, "num_timesteps", batch.order.steps)
             watch.step(batch.first, len(batch.seeds), step + 1, steps)
             if watch.stopping():
                 raise Stopped
-            if (preview := previews.after(step + 1, steps, tensors.get("latents"))) is not None:
+            if (preview := previews.after(step + 1, steps, timestep, tensors.get("latents"))) is not None:
                 watch.preview(batch.first, preview)
             return tensors
 
