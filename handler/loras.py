@@ -15,7 +15,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -385,7 +385,7 @@ class _Places:
         """Raises `LoraUnfit` unless every pair has its place."""
         placed, lost = list[_Change](), list[str]()
         for pair in weights.pairs:
-            changes = self._direct(pair.base, pair.down, pair.up, pair.scale) or self._converted(pair)
+            changes = self._direct(weights.name, pair) or self._converted(weights.name, pair)
             placed.extend(changes)
             # One that is all zeros changes nothing wherever it belongs; trainers write such for parts left alone.
             if not changes and pair.up.any() and pair.down.any():
@@ -397,26 +397,31 @@ class _Places:
             )
         return placed
 
-    def _direct(self, base: str, down: Tensor, up: Tensor, scale: float) -> list[_Change]:
+    def _direct(self, name: str, pair: Pair) -> list[_Change]:
         """By name alone. Empty if the pair names no weight of the pipeline, or one of another shape."""
-        part, path = _split(base)
+        part, path = _split(pair.base)
         modules = self._modules(part)
-        module = next((modules[name] for name in _spellings(path) if name in modules), None)
+        module = next((modules[spelling] for spelling in _spellings(path) if spelling in modules), None)
         if module is None:
             return []
-        weight = _changeable(module)
-        if weight.shape[0] != up.shape[0] or weight.shape[1:].numel() != down.shape[1:].numel():
+        weight = _weight(module)
+        if not weight.is_floating_point() or weight.is_meta:
+            raise LoraUnfit(
+                f"LoRA {name!r} can't be worn by this model, whose weights are quantized or wait outside of memory;"
+                " choose a model in 16 bits"
+            )
+        if weight.shape[0] != pair.up.shape[0] or weight.shape[1:].numel() != pair.down.shape[1:].numel():
             return []
-        return [_Change(module=module, down=down.flatten(1), up=up.flatten(1), factor=scale)]
+        return [_Change(module=module, down=pair.down.flatten(1), up=pair.up.flatten(1), factor=pair.scale)]
 
-    def _converted(self, pair: Pair) -> list[_Change]:
+    def _converted(self, name: str, pair: Pair) -> list[_Change]:
         """Through the library's own conversion, for names of other programs and for layers that these have in one.
 
         The pair goes alone, since a whole file's naming is only guessed, and everything that goes in must come out.
         """
         for down_key, up_key in dict.fromkeys([(pair.down_key, pair.up_key), _kohya(pair.base)]):
             found = self._convert({down_key: pair.down, up_key: pair.up})
-            changes = [self._direct(base, down, up, pair.scale) for base, down, up in found]
+            changes = [self._direct(name, replace(pair, base=base, down=down, up=up)) for base, down, up in found]
             if changes and all(changes) and sum(up.shape[0] for _, _, up in found) == pair.up.shape[0]:
                 return [change for each in changes for change in each]
         return []
@@ -495,12 +500,3 @@ def _by_flat_name(part: nn.Module | None) -> dict[str, nn.Module]:
             twice |= found.keys() & {flat}
             found[flat] = module
     return {name: module for name, module in found.items() if name not in twice}
-
-
-def _changeable(module: nn.Module) -> Tensor:
-    weight = _weight(module)
-    if not weight.is_floating_point() or weight.is_meta:
-        raise LoraUnfit(
-            "This model takes no LoRA: its weights are quantized or wait on disk; load it in 16 bits, or in main memory"
-        )
-    return weight
