@@ -17,8 +17,9 @@ class Family:
     ``guidance_argument`` is the pipeline's name for the strength of classifier-free guidance; where that is not
     ``guidance_scale``, the pipeline has a distilled guidance beside it. ``negative`` says whether negative prompts are
     heeded at a guidance above ``negative_above``, ``max_tokens`` what goes into ``max_sequence_length`` (None: the
-    pipeline has none), ``edits`` whether the text-to-image pipeline itself looks at reference pictures, as many as
-    there are. ``from_text`` is the pipeline class that draws without references where the folder's own needs one.
+    pipeline has none), ``templated`` that the words of a chat before the prompt count among those. ``edits`` says
+    whether the text-to-image pipeline itself looks at reference pictures, as many as there are; ``from_text`` is the
+    pipeline class that draws without references where the folder's own needs one.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Family:
     guidance_argument: str = "guidance_scale"
     size_multiple: int = 16
     max_tokens: int | None = None
+    templated: bool = False
     edits: bool = False
     from_text: str | None = None
 
@@ -49,10 +51,19 @@ _TABLE = (
         guidance=4.0,
         negative=False,
         max_tokens=512,
+        templated=True,
         edits=True,
     ),
     # Its guidance of g is what others call g + 1, so that any above 0 heeds negatives.
-    Family(name="z-image", pipelines=("ZImagePipeline",), steps=28, guidance=4.0, negative_above=0.0, max_tokens=512),
+    Family(
+        name="z-image",
+        pipelines=("ZImagePipeline",),
+        steps=28,
+        guidance=4.0,
+        negative_above=0.0,
+        max_tokens=512,
+        templated=True,
+    ),
     Family(
         name="qwen-image",
         pipelines=("QwenImagePipeline",),

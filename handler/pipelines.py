@@ -106,10 +106,13 @@ class Pipelines:
     def _stops_early(self, tokenizer: Any, prompt: str) -> bool:
         if isinstance(tokenizer, CLIPTokenizer):
             return len(tokenizer(prompt).input_ids) > int(tokenizer.model_max_length)
-        limit = self._model.family.max_tokens
+        family = self._model.family
+        if family.max_tokens is None:
+            return False
         # What looks at pictures too brings its tokenizer along.
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        return limit is not None and bool(len(tokenizer(prompt).input_ids) > limit)
+        before = _chat_before(tokenizer) if family.templated else ""
+        return bool(len(tokenizer(before + prompt).input_ids) > family.max_tokens)
 
 
 def accepted(pipeline: Any) -> frozenset[str]:
@@ -120,6 +123,14 @@ def accepted(pipeline: Any) -> frozenset[str]:
 @cache
 def _parameters(call: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(call).parameters)
+
+
+def _chat_before(tokenizer: Any) -> str:
+    """What a chat puts before the words of its user."""
+    mark = "\0"
+    chat = [{"role": "user", "content": mark}]
+    text: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return text.partition(mark)[0]
 
 
 def available_device() -> str:

@@ -51,6 +51,11 @@ class Row:
         return self.name
 
 
+_QWEN_LACKS = {
+    "test_the_prompt_is_cut_exactly_where_the_model_stops_reading": (
+        "the pipeline counts its own words before the prompt as 34 tokens, which they are only in the real vocabulary"
+    ),
+}
 ROWS = [
     Row(name="sd15", family="sd15", sampler="DPMSolverMultistepScheduler"),
     Row(name="sd2", family="sd15", sampler="DDIMScheduler"),
@@ -60,8 +65,8 @@ ROWS = [
     Row(name="flux", family="flux"),
     Row(name="flux2", family="flux2", pictures=2),
     Row(name="z-image", family="z-image"),
-    Row(name="qwen-image", family="qwen-image"),
-    Row(name="qwen-image-edit", family="qwen-image-edit", pictures=2),
+    Row(name="qwen-image", family="qwen-image", lacks=_QWEN_LACKS),
+    Row(name="qwen-image-edit", family="qwen-image-edit", pictures=2, lacks=_QWEN_LACKS),
 ]
 
 Load = Callable[[Row], DiffusersRenderer]
@@ -120,9 +125,8 @@ def loaded(load: Load) -> Callable[[Row], tuple[DiffusersRenderer, bytes]]:
 @pytest.fixture(params=ROWS, ids=str)
 def row(request: pytest.FixtureRequest) -> Row:
     row: Row = request.param
-    column = request.node.function.__name__
-    if column in row.lacks:
-        pytest.skip(row.lacks[column])
+    if reason := row.lacks.get(request.node.function.__name__):
+        pytest.skip(reason)
     return row
 
 
@@ -188,6 +192,14 @@ def test_a_negative_prompt_has_the_effect_that_the_family_says(row: Row, rendere
     order = replace(order, guidance=family.negative_above)
     with_rain, with_fog = (one(renderer, replace(order, negative=text)) for text in ("rain", "fog"))
     assert with_rain.tobytes() == with_fog.tobytes()
+
+
+def test_the_prompt_is_cut_exactly_where_the_model_stops_reading(row: Row, renderer: DiffusersRenderer) -> None:
+    longest = next(count for count in range(1, 2000) if renderer.cuts(" ".join("a" * (count + 1))))
+    order = replace(plain(row), steps=1)
+    for count, reads in ((longest, True), (longest + 1, False)):
+        pictures = {one(renderer, replace(order, positive=" ".join("a" * (count - 1) + end))).tobytes() for end in "ab"}
+        assert (len(pictures) == 2) == reads, count
 
 
 def test_several_pictures_are_what_each_is_alone(row: Row, renderer: DiffusersRenderer) -> None:
