@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,7 @@ class DiffusersRenderer:
         self._shelf = shelf
         self._wardrobe = None if shelf is None else Wardrobe(pipelines.given, model)
         self._ladder = Ladder(model, pipelines.given, can_offload=device != "cpu")
+        self._always_offloaded = device != "cpu" and model.offload == "always"
         self._snap, self._finish = _finishers(model)
 
     @classmethod
@@ -154,7 +155,9 @@ class DiffusersRenderer:
 
     def _draw_batch(self, batch: _Batch, watch: Watch) -> list[Image.Image]:
         pipeline = self._pipelines.chosen(batch.steering)
-        previews = Previews(pipeline, batch.order, self._model, self._snap)
+        # A preview from parts that wait in main memory would move the whole model out of the way and back.
+        every = 0 if self._offloaded else batch.order.preview_every
+        previews = Previews(pipeline, replace(batch.order, preview_every=every), self._model, self._snap)
 
         def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             # Some samplers take more steps than they were asked for; the pipeline knows its real number.
@@ -180,9 +183,13 @@ class DiffusersRenderer:
         size = (batch.order.width // self._model.scale, batch.order.height // self._model.scale)
         return [cover(image, size) for image in images]
 
+    @property
+    def _offloaded(self) -> bool:
+        return self._ladder.offloaded or self._always_offloaded
+
     def _rest(self) -> None:
         """Parts that wait in main memory go back there, though the drawing broke off or was another pipeline's."""
-        if self._ladder.offloaded or self._model.offload == "always":
+        if self._offloaded:
             self._pipelines.given.maybe_free_model_hooks()
 
 

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from handler import memory
+from handler.contract import Lora
 from handler.drawing import DeviceLost, Guide, Order, OutOfMemory, Renderer, Stopped
 from handler.families import FAMILIES
 from handler.guides import Reach, steer, warning, workable
-from handler.models import Model, ModelsError
+from handler.loras import LoraShelf
+from handler.models import LoraSource, Model, ModelsError
 from handler.renderer import DiffusersRenderer
 from tests.worker import tiny
 from tests.worker.onlooker import Onlooker
@@ -419,6 +422,17 @@ def test_weights_in_eight_bits_draw_nearly_the_same_picture(tiny_folder: Path, t
     assert torch.float8_e4m3fn in kinds
     image = one(renderer)
     assert one(renderer).tobytes() == image.tobytes() != one(tiny_renderer).tobytes()
+
+
+def test_weights_in_eight_bits_take_a_lora_and_lose_it_again(flux_folder: Path, tmp_path: Path) -> None:
+    model = flux(flux_folder, float8=True)
+    file = tiny.save_lora(tmp_path / "lora.safetensors", DiffusionPipeline.from_pretrained(flux_folder))
+    shelf = LoraShelf({"small": LoraSource(name="small", source=str(file), family=model.family)}, memory=2**20)
+    renderer = DiffusersRenderer.load(model, shelf=shelf)
+    order = replace(ORDER, negative=None)
+    before = one(renderer, order).tobytes()
+    assert one(renderer, replace(order, loras=(Lora(name="small", strength=2.0),))).tobytes() != before
+    assert one(renderer, order).tobytes() == before
 
 
 def test_the_step_cache_saves_steps_and_remembers_nothing_of_other_batches(flux_folder: Path) -> None:
