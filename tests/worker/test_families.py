@@ -257,6 +257,20 @@ def test_every_guide_counts_that_the_family_can_look_at(row: Row, renderer: Diff
     assert (one(renderer, changed).tobytes() != image.tobytes()) == (row.pictures == 2)
 
 
+def test_an_adapter_with_nothing_to_look_at_leaves_the_model_as_it_was(
+    loaded: Callable[[Row], tuple[DiffusersRenderer, bytes]],
+) -> None:
+    (bare,), (adapted,) = (
+        [
+            row
+            for row in ROWS
+            if (row.family, row.sampler, row.adapter) == ("sd15", "DPMSolverMultistepScheduler", adapter)
+        ]
+        for adapter in (False, True)
+    )
+    assert loaded(adapted)[1] == loaded(bare)[1]
+
+
 def test_it_stops_within_one_step_of_a_batch(row: Row, renderer: DiffusersRenderer) -> None:
     for count in range(3):
         watch = Onlooker(stop_after=count)
