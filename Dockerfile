@@ -15,7 +15,9 @@ WORKDIR /build
 RUN python -m venv /opt/venv
 COPY constraints.txt ./
 # torch first and alone: it brings CUDA's libraries, pinned by itself, and is by far the largest and steadiest layer.
-RUN /opt/venv/bin/pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
+# torchvision, the build that belongs to it, is what some processors of pictures want (Qwen-Image-Edit's).
+RUN /opt/venv/bin/pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)" \
+    "$(grep '^torchvision==' constraints.txt)"
 COPY pyproject.toml ./
 # What imgen[worker] names, without imgen itself, so that a change of the code installs nothing again.
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['worker'], sep='\n')" > worker.txt \

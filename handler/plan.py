@@ -74,9 +74,9 @@ def plan(job: Job, models: Models) -> Plan:
     if not (math.isfinite(guidance) and guidance >= 0):
         raise Refused("bad_job", f"'guidance' must be a number of 0 or more, not {guidance}")
     # Without guidance a pipeline never looks at the negative prompt.
-    heeds = model.negative and guidance > 1
+    heeds = model.negative and guidance > model.family.negative_above
     if job.negative and not heeds:
-        why = "with a guidance of 1 or less" if model.negative else "at all"
+        why = f"with a guidance of {model.family.negative_above:g} or less" if model.negative else "at all"
         warnings.append(f"{model.name} heeds no negative prompt {why}; it was left out")
     return Plan(
         job=job,

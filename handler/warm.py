@@ -19,7 +19,7 @@ def draw_once(renderer: Renderer, model: Model, size: tuple[int, int]) -> None:
     width, height = (max(model.grid, side // model.grid * model.grid) for side in size)
     order = Order(
         positive=_PROMPT,
-        negative="" if model.negative and model.guidance > 1 else None,
+        negative="" if model.negative and model.guidance > model.family.negative_above else None,
         width=width,
         height=height,
         seeds=(0,),
