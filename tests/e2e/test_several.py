@@ -1,6 +1,9 @@
-"""Several pictures of one job, on the real stack."""
+"""Several pictures of one job, characters and references, on the real stack."""
 
+import base64
 import io
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -25,3 +28,39 @@ def test_each_of_several_pictures_is_the_one_that_its_seed_draws_alone(stack):
     alone = drawn(stack, seed=6)[6]
     # Batches add up in another order, so a pixel at the edge of two colours may fall to the other one.
     assert (alone != several[6]).any(axis=-1).mean() < 0.01
+
+
+def test_a_character_comes_with_its_lora_and_a_reference_with_its_colours(stack):
+    hill = drawn(stack, seed=3, model="eros")[3]
+    fox = np.array(bytearray.fromhex("f58220"), np.uint8)
+    assert not (hill == fox).all(axis=-1).any(), "the model itself knows no fox"
+    job = stack.call("generate", prompt="@aya on a hill", format="png", seed=3)
+    meta = stack.ended(job["id"])["meta"]
+    assert meta["loras"] == [{"name": "aya", "strength": 1.0}]
+    signed = next(image for image in meta["images"] if image["type"] == "signed")
+    picture = stack.http.get(signed["url"]).content
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+    # A fox of 20 x 24 art pixels is a tenth of the picture's height and more than a third of it is orange.
+    assert (pixels == fox).all(axis=-1).mean() > 0.02
+
+    image = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    again = stack.call(
+        "generate", prompt="a hill", format="png", seed=9, references=[{"image": image, "strength": 0.3}]
+    )
+    meta = stack.ended(again["id"])["meta"]
+    assert meta["references"] == 1
+    signed = next(image for image in meta["images"] if image["type"] == "signed")
+    near = np.asarray(Image.open(io.BytesIO(stack.http.get(signed["url"]).content)).convert("RGB"))
+    assert (near == pixels).all(axis=-1).mean() > 0.7
+
+
+def test_check_finds_everything_of_the_catalogue_on_the_worker(stack):
+    checked = subprocess.run(
+        [sys.executable, "-m", "gateway", "check", "--worker", "--data", str(stack.data)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    for name in ("builtin", "aya", "bella"):
+        assert name in checked.stdout
