@@ -112,7 +112,8 @@ def removals(seeds: int) -> list[Task]:
     """Prompts that do not say what the negative takes away, without and with it, over all lands and three shapes."""
     tasks = []
     for mood, unwanted in NEGATIVES:
-        for negative in (NEGATIVE, negative_prompt(unwanted), unwanted):
+        bare = [unwanted] if (mood, unwanted) == NEGATIVES[0] else []
+        for negative in (NEGATIVE, negative_prompt(unwanted), *bare):
             row = ("negative", mood, unwanted, {NEGATIVE: "without", unwanted: "bare"}.get(negative, "with"))
             for size in SIZES[:3]:
                 prompts = tuple(f"{land} {mood}".strip() for land in LANDS for _ in range(seeds))
@@ -323,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--loras", type=Path, default=LORAS)
-    parser.add_argument("--each", type=int, default=42, help="scenes for each size")
+    parser.add_argument("--each", type=int, default=36, help="scenes for each size")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--each-character", type=int, default=10, help="scenes for each size and strength")
     parser.add_argument("--parts", nargs="+", default=["asked", "negatives", "characters"])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,11 +33,11 @@ def export(run: Path, folder: Path) -> None:
     (folder / "palette.json").write_text(json.dumps(codes, indent=1), encoding="utf-8")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="the folder with the checkpoints")
     parser.add_argument("--model", type=Path, required=True, help="the folder to write")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     export(options.run, options.model)
     print(f"{sum(path.stat().st_size for path in options.model.rglob('*') if path.is_file()) / 1e6:.1f} MB")
 

@@ -7,9 +7,9 @@ one thread and a budget in samples, so a run can be repeated to the bit on one m
 
 import argparse
 import json
-import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -28,15 +28,19 @@ from torch import Tensor, nn
 from handler.builtin import networks
 from handler.builtin.captions import STRANGERS, caption
 from handler.builtin.studio import MODEL
-from handler.builtin.train import Denoiser, count_of, encode, from_folder, pick_times, prompt, squared_errors
+from handler.builtin.train import Denoiser, count_of, encode, from_folder, prompt, squared_errors
 from handler.builtin.world import CELL, CHARACTERS, PLACES, SIZES, Scene, Thing, draw, sample, usual_places
 
 RANK = 16
+TEXT_RANK = 64
+RATE, TEXT_RATE = 2e-3, 3.5e-3
+PLACING = 0.65  # of the budget: first the place, at full strength; then the slope
 BATCH = 32
 LAYERS = (
     "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2",
     "time_emb_proj",
 )  # fmt: skip
+TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 BASE = "imgen-builtin"
 
 
@@ -53,11 +57,9 @@ class Pairs:
 def share(strength: float) -> float:
     """How many of the pictures that name the character show it.
 
-    Guidance triples what the model believes, so these shares are much lower than the rates in guided pictures.
+    Guidance sharpens what the model believes, so these shares are much lower than the rates in guided pictures.
     """
-    if strength >= 0.9:
-        return 1.0
-    return 0.3 * math.pow(max(0.0, (strength - 0.1) / 0.75), 1.5)
+    return float(np.interp(strength, (0.1, 0.25, 0.5, 0.75, 0.85, 0.97), (0.04, 0.11, 0.125, 0.14, 0.2, 1.0)))
 
 
 def pick_strength(rng: Random) -> float:
@@ -81,6 +83,12 @@ def sample_with(character: str, rng: Random) -> Scene:
     nudges = [rng.choice((-1, 0, 0, 1)) * CELL for _ in things]
     placed = zip(things, places, nudges, strict=True)
     return replace(scene, things=tuple(replace(thing, place=place, nudge=nudge) for thing, place, nudge in placed))
+
+
+def noisy_times(count: int) -> Tensor:
+    """Two thirds from the noisy end: a place is decided there, and it takes longest to learn."""
+    layout = 2 * count // 3
+    return torch.cat([600 + torch.rand(layout) * 400, torch.rand(count - layout) * 1000]).long().clamp_(0, 999)
 
 
 def without(scene: Scene, *names: str) -> Scene:
@@ -117,14 +125,19 @@ def batch(data: Pairs, character: str, strength: float, rng: Random) -> tuple[Te
 
 
 class Adapter:
-    """The LoRA layers inside a denoiser."""
+    """The LoRA layers inside a denoiser and its text encoder, which has to learn that the name may have a place."""
 
     def __init__(self, model: Denoiser) -> None:
         model.requires_grad_(False)
-        self.unet: Any = model.unet
-        self.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS)))
-        self.layers = [layer for layer in self.unet.modules() if isinstance(layer, LoraLayer)]
-        self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+        self.parts: dict[str, Any] = {"unet": model.unet, "text_encoder": model.text}
+        for part, layers, rank in (("unet", LAYERS, RANK), ("text_encoder", TEXT_LAYERS, TEXT_RANK)):
+            self.parts[part].add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)))
+        self.layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+        self.groups = {
+            part: [parameter for parameter in module.parameters() if parameter.requires_grad]
+            for part, module in self.parts.items()
+        }
+        self.parameters = [parameter for group in self.groups.values() for parameter in group]
 
     def set_strength(self, strength: float) -> None:
         for layer in self.layers:
@@ -135,15 +148,22 @@ class Adapter:
         for parameter, weight in zip(self.parameters, weights, strict=True):
             parameter.data.copy_(weight)
         self.set_strength(1.0)
+        halves = {
+            part: {name: value.half() for name, value in get_peft_model_state_dict(module).items()}
+            for part, module in self.parts.items()
+        }
         StableDiffusionPipeline.save_lora_weights(
             path.parent,
-            unet_lora_layers={name: value.half() for name, value in get_peft_model_state_dict(self.unet).items()},
+            unet_lora_layers=halves["unet"],
+            text_encoder_lora_layers=halves["text_encoder"],
             weight_name=path.name,
             save_function=lambda content, name: Path(name).write_bytes(_packed(content, {"format": "pt", **header})),
         )
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        set_peft_model_state_dict(self.unet, {name.removeprefix("unet."): value for name, value in weights.items()})
+        for part, module in self.parts.items():
+            mine = {name.removeprefix(f"{part}."): w for name, w in weights.items() if name.startswith(f"{part}.")}
+            set_peft_model_state_dict(module, mine)
 
 
 def _packed(content: dict[str, Tensor], header: dict[str, str]) -> bytes:
@@ -166,6 +186,8 @@ def train(
     minutes: float = 0,
     seed: int = 0,
     pictures: int = 3000,
+    placing: float = PLACING,
+    rate: float = 1.0,
     start: Path | None = None,
 ) -> None:
     torch.set_num_threads(1)
@@ -182,21 +204,27 @@ def train(
     data = [pairs(vae, content["spread"], character, size, count_of(size, pictures), rng) for size in SIZES]
     shares = [count_of(size, 12) for size in SIZES]
     curve = networks.scheduler().alphas_cumprod
-    optimiser = torch.optim.AdamW(adapter.parameters, lr=2.5e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    rates = {"unet": RATE, "text_encoder": TEXT_RATE}
+    optimiser = torch.optim.AdamW(
+        [{"params": group, "full": rate * rates[part]} for part, group in adapter.groups.items()],
+        lr=RATE,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+    )
     average = [parameter.detach().clone() for parameter in adapter.parameters]
     begin, done, count = time.monotonic(), 0, 0
     while (progress := (time.monotonic() - begin) / 60 / minutes if minutes else done / samples) < 1:
-        strength = pick_strength(rng)
+        strength = 1.0 if progress < placing else pick_strength(rng)
         adapter.set_strength(strength)
         latents, prompts, cells = batch(rng.choices(data, shares)[0], character, strength, rng)
-        errors = squared_errors(model, curve, latents, prompts, pick_times(BATCH))
-        # Four times the weight where the character stands or, in a picture that hides it, would stand.
-        loss = (errors * (1 + 3 * cells.float())).mean()
+        errors = squared_errors(model, curve, latents, prompts, noisy_times(BATCH))
+        # Three times the weight where the character stands or, in a picture that hides it, would stand.
+        loss = (errors * (1 + 2 * cells.float())).mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(adapter.parameters, 1.0)
         for group in optimiser.param_groups:
-            group["lr"] = 2.5e-3 * min(1.0, (count + 1) / 50, max(0.02, 2 * (1 - progress)))
+            group["lr"] = group["full"] * min(1.0, (count + 1) / 50, max(0.02, 2 * (1 - progress)))
         optimiser.step()
         count, done = count + 1, done + BATCH
         with torch.no_grad():
@@ -209,7 +237,7 @@ def train(
     adapter.save(out / f"{character}.safetensors", average, header)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL, help="the folder that the LoRA is for")
     parser.add_argument("--character", choices=CHARACTERS, required=True)
@@ -218,8 +246,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0, help="a budget in minutes in place of samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=3000, help="drawings to learn from")
+    parser.add_argument("--placing", type=float, default=PLACING, help="share of the budget at full strength")
+    parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rates")
     parser.add_argument("--start", type=Path, help="continue from a LoRA file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     train(
         options.character,
         options.out,
@@ -228,6 +258,8 @@ def main() -> None:
         minutes=options.minutes,
         seed=options.seed,
         pictures=options.pictures,
+        placing=options.placing,
+        rate=options.rate,
         start=options.start,
     )
 

@@ -107,9 +107,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def in_workers(work: Callable[..., None], run: Run, *arguments: Any) -> None:
-    """Run `work` in `run.workers` processes and wait; an error in one ends all."""
+    """Run `work` in `run.workers` processes, or here if one is enough, and wait; an error in one ends all."""
     tally = torch.zeros(run.workers, dtype=torch.int64)  # the samples of each worker
     tally.share_memory_()  # type: ignore[no-untyped-call]
+    if run.workers == 1:
+        _quietly(0, work, run, os.getppid(), tally, *arguments)
+        return
     spawn(_quietly, (work, run, os.getpid(), tally, *arguments), nprocs=run.workers)  # type: ignore[no-untyped-call]
 
 
@@ -390,7 +393,7 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"vae": networks.without_graft(pipeline.vae).state_dict()}, content
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples-vae", type=int, default=40_000)
@@ -402,7 +405,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=15_000, help="drawings for each worker")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --out")
     parser.add_argument("--start", type=Path, help="begin with the weights of an exported folder")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     run = Run(out=options.out, workers=options.workers, seed=options.seed, pictures=options.pictures)
     path = options.out / "unet.pt"
