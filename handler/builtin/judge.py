@@ -161,7 +161,7 @@ Hits = npt.NDArray[np.int64]
 
 
 def _matches(names: Names, sprite: str) -> list[tuple[str, float, int, int]]:
-    """Where (paint, fit, top, left) the shape is: most of its pixels and half of each of its main colours are right."""
+    """Where (paint, fit, top, left) the shape is: most of its pixels and half of each of its colours are right."""
     spots: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for y, row in enumerate(SPRITES[sprite]):
         for x, letter in enumerate(row):
@@ -185,8 +185,7 @@ def _matches(names: Names, sprite: str) -> list[tuple[str, float, int, int]]:
             continue
         parts = known | {"C": hits("C", paint)} if paint else known
         fit = np.sum(list(parts.values()), axis=0) / whole
-        main = [part >= 0.5 * len(spots[letter]) for letter, part in parts.items() if len(spots[letter]) > whole / 8]
-        right = np.all(main, axis=0) & (fit >= 0.7)
+        right = np.all([part >= 0.5 * len(spots[letter]) for letter, part in parts.items()], axis=0) & (fit >= 0.75)
         found += [(paint, float(fit[y, x]), int(y), int(x)) for y, x in np.argwhere(right)]
     return found
 

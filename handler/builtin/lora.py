@@ -59,7 +59,7 @@ def share(strength: float) -> float:
 
     Guidance sharpens what the model believes, so these shares are much lower than the rates in guided pictures.
     """
-    return float(np.interp(strength, (0.1, 0.25, 0.5, 0.75, 0.85, 0.97), (0.04, 0.11, 0.125, 0.14, 0.2, 1.0)))
+    return float(np.interp(strength, (0.1, 0.25, 0.5, 0.75, 0.85, 0.97), (0.0, 0.06, 0.09, 0.13, 0.2, 1.0)))
 
 
 def pick_strength(rng: Random) -> float:
