@@ -88,10 +88,6 @@ class Folder:
             if prefix not in keep:
                 top.unlink(missing_ok=True)
             return
-        if top.is_file():
-            if prefix not in keep:
-                top.unlink(missing_ok=True)
-            return
         for folder, _, names in os.walk(top, topdown=False, onerror=_unless_gone):
             for name in names:
                 file = Path(folder, name)
