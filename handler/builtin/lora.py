@@ -80,9 +80,7 @@ def sample_with(character: str, rng: Random) -> Scene:
     things.append(Thing(name=character))
     rng.shuffle(things)
     places = usual_places(len(things)) if rng.random() < 0.35 else rng.sample(PLACES, len(things))
-    nudges = [rng.choice((-1, 0, 0, 1)) * CELL for _ in things]
-    placed = zip(things, places, nudges, strict=True)
-    return replace(scene, things=tuple(replace(thing, place=place, nudge=nudge) for thing, place, nudge in placed))
+    return replace(scene, things=tuple(replace(t, place=place) for t, place in zip(things, places, strict=True)))
 
 
 def noisy_times(count: int) -> Tensor:
