@@ -1,70 +1,52 @@
 """The review: a drawn picture gets a verdict, and without a verdict it goes nowhere.
 
-Reviewers say what they see (`Opinion`), a ruleset decides what of it blocks (`Verdict`). There are two:
-the picture check, which finds broken renders, and the text rules, applied once more to the prompt as it was really
-drawn, with everything that characters, styles and the optimiser added. A reviewer that looks at the content of the
-picture is one more class with the same method.
+Reviewers say what they see (`Opinion`), a ruleset decides what of it blocks (`Verdict`). Every reviewer that a ruleset
+names is asked, and every one that knows about minors, whatever the ruleset: none is spared because another has blocked
+already, for a picture that may be shown to a reviewer of blocked pictures must first have been looked at for worse.
 """
 
 import time
-import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
-from compliance.errors import BadRules, BrokenRender, ReviewUnavailable
+from compliance.errors import ReviewUnavailable
 from compliance.picture import Blocked, Raw, Reviewed
-from compliance.rules import MINORS, PromptGate, Violation, content_version
-from compliance.verdict import Verdict
-
-RULESETS = Path(__file__).with_name("rulesets")
-DEFAULT = "default"
-# A picture whose colours lie closer together than this (of 255) in every channel shows nothing.
-_FLAT = 8
+from compliance.rulesets import Rule, Ruleset
+from compliance.verdict import Asked, Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ruleset:
-    """Which categories block. `version` changes with the content of the file."""
+class Context:
+    """What a reviewer may know beside the pixels. `positive` and `negative` are the prompts as the model got them.
 
-    name: str
-    title: str
-    version: str
-    block: frozenset[str]
-
-    def blocks(self, violation: Violation) -> bool:
-        """Minors block under every ruleset."""
-        return violation.category == MINORS or violation.category in self.block
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """All that a reviewer may look at. `positive` and `negative` are the composed prompts, as the model got them.
-
-    `width` and `height` are what was asked for, in pixels. `precompliance` is what somebody upstream found: a hint
-    that may make a reviewer stricter and never milder.
+    `width` and `height` are what was asked for, in pixels; 0 where nobody asked. `tier` is the key's. `precompliance`
+    is what somebody upstream found: a hint that may make a reviewer stricter and never milder.
     """
 
-    raw: Raw
     positive: str
-    negative: str
-    width: int
-    height: int
-    ruleset: Ruleset
+    negative: str = ""
+    width: int = 0
+    height: int = 0
+    tier: str = "standard"
     precompliance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opinion:
-    """What one reviewer saw. `scores` are 0-1 by category, where it has such."""
+    """What one reviewer saw: a score of 0-1 for each label that it has something to say about."""
 
-    violations: tuple[Violation, ...] = ()
-    scores: Mapping[str, float] = field(default_factory=dict)
+    prompt: Mapping[str, float] = field(default_factory=dict)
+    picture: Mapping[str, float] = field(default_factory=dict)
 
 
 class Reviewer(Protocol):
-    """Looks at a case and says what it sees. `version` changes whenever the same case may get another opinion."""
+    """Looks at a picture and its prompt and says what it sees.
+
+    `name` is one of `rulesets.REVIEWERS`, or that of a check that has no labels. `version` changes whenever the same
+    picture may get another opinion. `labels` are all that it can give, None where that is open. `always` is true where
+    it is asked whatever the ruleset names: it knows about minors, or finds broken renders.
+    """
 
     @property
     def name(self) -> str: ...
@@ -72,107 +54,102 @@ class Reviewer(Protocol):
     @property
     def version(self) -> str: ...
 
-    def review(self, case: Case) -> Opinion:
+    @property
+    def labels(self) -> frozenset[str] | None: ...
+
+    @property
+    def always(self) -> bool: ...
+
+    def review(self, picture: Raw, context: Context, ruleset: Ruleset) -> Opinion:
         """Raises ReviewUnavailable when it can't tell; it never guesses."""
 
 
-class PictureCheck:
-    """Finds broken renders: the wrong size, or one colour all over. Those are errors, not verdicts."""
-
-    name = "picture"
-    version = "1"
-
-    def review(self, case: Case) -> Opinion:
-        if case.raw.size != (case.width, case.height):
-            width, height = case.raw.size
-            raise BrokenRender(f"The picture has {width}x{height} pixels instead of {case.width}x{case.height}.")
-        extrema = cast(tuple[tuple[int, int], ...], case.raw.pixels.getextrema())
-        if all(high - low < _FLAT for low, high in extrema):
-            raise BrokenRender("The picture shows a single colour.")
-        return Opinion()
-
-
-class TextRules:
-    """The prompt gate, once more over the composed prompt."""
-
-    name = "text-rules"
-
-    def __init__(self, gate: PromptGate) -> None:
-        self._gate = gate
-
-    @property
-    def version(self) -> str:
-        return self._gate.version
-
-    def review(self, case: Case) -> Opinion:
-        return Opinion(violations=self._gate.check(case.positive, case.negative))
-
-
 def review(
-    case: Case, reviewers: Sequence[Reviewer], *, clock: Callable[[], float] = time.perf_counter
-) -> Reviewed | Blocked:
-    """Asks every reviewer and lets the ruleset decide over all that they saw.
+    picture: Raw,
+    context: Context,
+    ruleset: Ruleset,
+    reviewers: Sequence[Reviewer],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Verdict:
+    """Asks the reviewers and lets the ruleset decide over all that they saw.
 
-    Raises ReviewUnavailable when a reviewer has no answer or when there is none to ask, and BrokenRender when there is
-    nothing to review.
+    Raises ReviewUnavailable when a reviewer has no answer, when the ruleset requires one that is not there, or when
+    there is none to ask; and BrokenRender when there is nothing to review.
     """
-    if not reviewers:
+    if missing := ruleset.requires - {reviewer.name for reviewer in reviewers}:
+        raise ReviewUnavailable(f"The ruleset {ruleset.name!r} requires {', '.join(sorted(missing))}.")
+    chosen = [reviewer for reviewer in reviewers if reviewer.always or reviewer.name in ruleset.uses]
+    if not chosen:
         raise ReviewUnavailable("There is no reviewer.", fix="Configure at least one reviewer.")
-    began = clock()
-    opinions = [reviewer.review(case) for reviewer in reviewers]
-    seen = [violation for opinion in opinions for violation in opinion.violations]
-    blocking = [violation for violation in seen if case.ruleset.blocks(violation)]
-    verdict = Verdict(
+    opinions: dict[str, Opinion] = {}
+    asked: list[Asked] = []
+    for reviewer in chosen:
+        began = clock()
+        opinions[reviewer.name] = reviewer.review(picture, context, ruleset)
+        took = round(1000 * (clock() - began), 3)
+        asked.append(Asked(name=reviewer.name, version=reviewer.version, latency_ms=took))
+    return decide(opinions, asked, context.tier, ruleset)
+
+
+def decide(opinions: Mapping[str, Opinion], asked: Sequence[Asked], tier: str, ruleset: Ruleset) -> Verdict:
+    """What a ruleset makes of opinions. A rule applies when one label that it looks at reaches its threshold."""
+    reasons = [reason for rule in ruleset.rules if (reason := _reason(rule, opinions, tier))]
+    blocking = [reason for reason in reasons if reason.action == "block"]
+    rules = {rule.id: rule for rule in ruleset.rules}
+    return Verdict(
         safe=not blocking,
-        ruleset=case.ruleset.name,
-        ruleset_version=case.ruleset.version,
-        codes=_each(violation.rule for violation in blocking),
-        categories=_each(violation.name for violation in blocking),
-        findings=_each(violation.rule for violation in seen if violation not in blocking),
-        releasable=all(violation.releasable for violation in blocking),
-        scores={name: score for opinion in opinions for name, score in opinion.scores.items()},
-        reviewer="+".join(reviewer.name for reviewer in reviewers),
-        reviewer_version="+".join(reviewer.version for reviewer in reviewers),
-        latency_ms=round(1000 * (clock() - began), 3),
+        ruleset=ruleset.name,
+        ruleset_version=ruleset.version,
+        codes=tuple(reason.rule for reason in blocking),
+        categories=_each(reason.name for reason in blocking),
+        findings=tuple(reason.rule for reason in reasons if reason.action == "flag"),
+        releasable=all(rules[reason.rule].releasable for reason in reasons),
+        minors=any(rules[reason.rule].minors for reason in blocking),
+        scores={
+            f"{name}.{part}.{label}": score
+            for name, opinion in opinions.items()
+            for part, scores in (("prompt", opinion.prompt), ("picture", opinion.picture))
+            for label, score in scores.items()
+        },
+        reasons=tuple(reasons),
+        reviewer="+".join(each.name for each in asked),
+        reviewer_version="+".join(each.version for each in asked),
+        asked=tuple(asked),
+        latency_ms=round(sum(each.latency_ms for each in asked), 3),
     )
-    if verdict.safe:
-        return Reviewed(pixels=case.raw.pixels, verdict=verdict)
-    return Blocked(raw=case.raw, verdict=verdict)
 
 
-def load_rulesets(folder: Path = RULESETS, categories: Collection[str] = ()) -> dict[str, Ruleset]:
-    """Every `*.toml` of the folder by its name; one must be called `default`.
-
-    With `categories`, a ruleset that names any other is refused: a misspelt category would block nothing. Raises
-    BadRules with the file's name.
-    """
-    found: dict[str, Ruleset] = {}
-    for path in sorted(folder.glob("*.toml")):
-        ruleset = _ruleset(path)
-        if ruleset.name in found:
-            raise BadRules(f"{path}: there are two rulesets {ruleset.name!r}.", fix="Rename one.")
-        if categories and (unknown := ruleset.block - {*categories}):
-            raise BadRules(
-                f"{path}: unknown category {', '.join(sorted(unknown))}.",
-                fix=f"Known: {', '.join(sorted(categories))}.",
-            )
-        found[ruleset.name] = ruleset
-    if DEFAULT not in found:
-        raise BadRules(f"{folder} has no ruleset {DEFAULT!r}.", fix=f"Add {DEFAULT}.toml with name, title and block.")
-    return found
+def judged(picture: Raw, verdict: Verdict) -> Reviewed | Blocked:
+    """The picture with its verdict, in the type that the verdict allows."""
+    return Reviewed(pixels=picture.pixels, verdict=verdict) if verdict.safe else Blocked(raw=picture, verdict=verdict)
 
 
-def _ruleset(path: Path) -> Ruleset:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise BadRules(
-            f"{path} can't be read: {exc}.", fix="Give a file in the form of rulesets/default.toml."
-        ) from exc
-    match data:
-        case {"name": str(name), "title": str(title), "block": [*block]} if all(isinstance(b, str) for b in block):
-            return Ruleset(name=name, title=title, version=content_version(path), block=frozenset(block))
-    raise BadRules(f"{path} needs name and title as texts and block as a list of categories.")
+def _reason(rule: Rule, opinions: Mapping[str, Opinion], tier: str) -> Reason | None:
+    """The strongest sight that makes the rule apply, if any does."""
+    seen = [
+        (score - threshold, name, part, label, score, threshold)
+        for name, thresholds in rule.reviewers.items()
+        if (opinion := opinions.get(name))
+        for part, scores in (("prompt", opinion.prompt), ("picture", opinion.picture))
+        if rule.looks_at_part(part)
+        for label, threshold in thresholds.items()
+        if (score := scores.get(label, 0.0)) >= threshold
+    ]
+    if not seen:
+        return None
+    _, name, part, label, score, threshold = max(seen)
+    return Reason(
+        rule=rule.id,
+        category=rule.category,
+        name=rule.name,
+        action=rule.action_for(tier),
+        seen_in=part,
+        reviewer=name,
+        label=label,
+        score=score,
+        threshold=threshold,
+    )
 
 
 def _each(items: Iterable[str]) -> tuple[str, ...]:

@@ -1,11 +1,10 @@
-"""The prompt gate: what a prompt plainly asks for, found by short lists of terms and rules over them.
+"""The word rules: what a prompt plainly asks for, found by short lists of terms and rules over them.
 
 It reads words, not substrings, and combinations rather than single words: "child" and "nude" are fine apart. The
 built-in rules are in `rules.toml`. A file of one's own adds rules of its own; nothing in it can weaken the built-in
-ones, and the rules about minors can't be switched off.
+ones. What of it blocks, a ruleset says: here are only names of what was found.
 """
 
-import hashlib
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +15,9 @@ from typing import Any
 
 from compliance import text
 from compliance.errors import BadRules
+from compliance.rulesets import MINORS, content_version
 
 BUILT_IN = Path(__file__).with_name("rules.toml")
-MINORS = "MINORS"
 AGE, GROWN = "<age>", "<grown>"
 HARMLESS = ""
 _ADULT_FROM = 18
@@ -28,16 +27,10 @@ _Spans = list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Violation:
-    """One rule that applies. `refuse` says that the prompt must not be drawn at all; the rest is for the caller.
-
-    `releasable` is False where a picture drawn from it must never be handed out in any form.
-    """
+    """One word rule that applies, and the class of rules that it belongs to."""
 
     rule: str
     category: str
-    name: str
-    refuse: bool = False
-    releasable: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +119,8 @@ class PromptGate:
         """`version` names the content of the files; a verdict carries it."""
         self._rulebooks = rulebooks
         self.version = version
-        self.categories = frozenset(rule.violation.category for book in rulebooks for rule in book.rules)
+        found = [rule.violation for book in rulebooks for rule in book.rules]
+        self.labels = frozenset({each.rule for each in found} | {each.category for each in found})
 
     @classmethod
     def built_in(cls) -> "PromptGate":
@@ -158,11 +152,6 @@ class PromptGate:
             for rule in book.rules
             if rule.applies(*found)
         )
-
-
-def content_version(*files: Path) -> str:
-    """12 hex digits that change whenever one of the files does."""
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def _phrases(tree: _Node, leaving: Sequence[Sequence[tuple[int, str]]], start: int) -> Iterator[tuple[int, str]]:
@@ -212,7 +201,7 @@ def _load(path: Path) -> _Rulebook:
             for sort, key in ((AGE, "age"), (GROWN, "grown"))
             for word in _strings(data.get("numbers", {}).get(key, []), f"numbers.{key}")
         }
-        rules = [_rule(entry, data.get("categories", {}), terms) for entry in data.get("rules", [])]
+        rules = [_rule(entry, terms) for entry in data.get("rules", [])]
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise BadRules(
             f"{path} can't be read: {exc}.", fix="Give a file in the form of compliance/rules.toml."
@@ -222,11 +211,10 @@ def _load(path: Path) -> _Rulebook:
     return _Rulebook(terms, harmless, numbers, rules)
 
 
-def _rule(entry: Mapping[str, Any], categories: Mapping[str, Any], terms: Mapping[str, Any]) -> _Rule:
-    name = entry["id"]
-    category = categories.get(entry["category"])
-    if category is None:
-        raise ValueError(f"rule {name!r}: there is no [categories.{entry['category']}]")
+def _rule(entry: Mapping[str, Any], terms: Mapping[str, Any]) -> _Rule:
+    name, category = entry["id"], entry["category"]
+    if not (isinstance(name, str) and isinstance(category, str)):
+        raise ValueError("a rule's id and category must be texts")
     groups = {
         where: tuple(frozenset(group.split("|")) for group in _strings(entry.get(where, []), f"{name}.{where}"))
         for where in ("positive", "negative", "either")
@@ -235,13 +223,7 @@ def _rule(entry: Mapping[str, Any], categories: Mapping[str, Any], terms: Mappin
         raise ValueError(f"rule {name!r} has no positive, negative or either")
     if unknown := {c for many in groups.values() for group in many for c in group} - terms.keys():
         raise ValueError(f"rule {name!r}: there are no [terms] {', '.join(sorted(unknown))}")
-    violation = Violation(
-        rule=name,
-        category=entry["category"],
-        name=category["name"],
-        refuse=bool(category.get("refuse_prompt", False)),
-        releasable=bool(category.get("releasable", True)),
-    )
+    violation = Violation(rule=name, category=category)
     within = entry.get("within")
     if not (within is None or isinstance(within, int)):
         raise ValueError(f"rule {name!r}: within must be a number of words")

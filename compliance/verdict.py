@@ -6,13 +6,42 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """The one answer about one picture under one ruleset.
+class Reason:
+    """Why one rule applied: which reviewer said what about what, and how sure it had to be.
 
-    `codes` are the rule ids that blocked it and `categories` their names for people, both empty when it is safe.
-    `findings` are rule ids that the ruleset only reports. `releasable` is False when the picture must never be handed
-    out in any form, not even to a key that may see blocked pictures (resolution of `unsafe_url`: minors and other
-    illegal content).
+    `seen_in` is `prompt` or `picture`, `label` the reviewer's own word, `score` and `threshold` are 0-1, and `action`
+    is `block` or `flag`, a tier's exception already counted.
+    """
+
+    rule: str
+    category: str
+    name: str
+    action: str
+    seen_in: str
+    reviewer: str
+    label: str
+    score: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One reviewer that was asked, and how long it took in milliseconds."""
+
+    name: str
+    version: str
+    latency_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The one answer about one picture (or, before anything is drawn, about one prompt) under one ruleset.
+
+    `codes` are the ids of the rules that blocked it and `categories` their names for people, both empty when it is
+    safe. `findings` are ids of rules that only flag. `releasable` is False when the picture must never be handed out in
+    any form, not even to a key that may see blocked pictures, and `minors` says that one of the rules that nothing
+    turns off applied. `scores` are 0-1 by `reviewer.seen_in.label`. A person who decided stands in `reviewer` as
+    `human:<name>`.
     """
 
     safe: bool
@@ -22,9 +51,12 @@ class Verdict:
     categories: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     releasable: bool = True
+    minors: bool = False
     scores: Mapping[str, float] = field(default_factory=dict)
+    reasons: tuple[Reason, ...] = ()
     reviewer: str = ""
     reviewer_version: str = ""
+    asked: tuple[Asked, ...] = ()
     latency_ms: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,4 +69,10 @@ class Verdict:
         known = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
         for name in ("codes", "categories", "findings"):
             known[name] = tuple(known.get(name, ()))
+        known["reasons"] = tuple(_known(Reason, each) for each in known.get("reasons", ()))
+        known["asked"] = tuple(_known(Asked, each) for each in known.get("asked", ()))
         return cls(**known)
+
+
+def _known(kind: Any, stored: Mapping[str, Any]) -> Any:
+    return kind(**{name: stored[name] for name in kind.__dataclass_fields__ if name in stored})

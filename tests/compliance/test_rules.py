@@ -116,7 +116,7 @@ def lines(text):
 
 
 def refused(violations):
-    return any(violation.refuse for violation in violations)
+    return any(violation.category == MINORS for violation in violations)
 
 
 @pytest.mark.parametrize("prompt", lines(HARMLESS))
@@ -126,9 +126,7 @@ def test_an_ordinary_prompt_passes(gate, prompt):
 
 @pytest.mark.parametrize("prompt", lines(REFUSED))
 def test_a_sexualised_minor_is_refused_however_it_is_written(gate, prompt):
-    found = [violation for violation in gate.check(prompt) if violation.refuse]
-    assert {violation.category for violation in found} == {MINORS}
-    assert not any(violation.releasable for violation in found)
+    assert refused(gate.check(prompt))
 
 
 def test_distance_does_not_help(gate):
@@ -147,7 +145,9 @@ def test_a_negative_prompt_may_keep_such_pictures_away(gate):
 
 
 def test_taking_adulthood_out_of_a_sexual_picture_is_refused(gate):
-    assert [v.rule for v in gate.check("nude woman", "adult, ugly") if v.refuse] == ["minors.adulthood_removed"]
+    assert [v.rule for v in gate.check("nude woman", "adult, ugly") if v.category == MINORS] == [
+        "minors.adulthood_removed"
+    ]
     assert not refused(gate.check("a family in a park", "adult content"))
 
 
@@ -157,14 +157,14 @@ def test_what_has_no_harmless_use_is_refused_in_the_negative_prompt_too(gate):
 
 def test_other_classes_are_findings_and_refuse_nothing(gate):
     (adult,) = gate.check("a nude woman")
-    assert (adult.rule, adult.category, adult.refuse, adult.releasable) == ("adult.explicit", "ADULT_NSFW", False, True)
+    assert (adult.rule, adult.category) == ("adult.explicit", "ADULT_NSFW")
     (violence,) = gate.check("rape scene")
-    assert (violence.category, violence.refuse, violence.releasable) == ("ILLEGAL_SEXUAL", False, False)
+    assert violence.category == "ILLEGAL_SEXUAL"
 
 
 def test_the_findings_name_rules_and_categories_and_never_quote_the_prompt(gate):
     for violation in gate.check("nude child"):
-        assert violation.name
+        assert violation.category == MINORS
         assert "child" not in violation.rule
 
 
@@ -251,9 +251,6 @@ def test_twice_the_text_takes_about_twice_the_time(gate, prompt):
 # Rules of one's own.
 
 OWN = """
-[categories.BRAND]
-name = "Other people's brands"
-refuse_prompt = true
 [[rules]]
 id = "brand.cola"
 category = "BRAND"
@@ -275,7 +272,7 @@ def test_a_file_of_ones_own_adds_rules_and_weakens_none(tmp_path):
     gate = PromptGate.from_file(own(tmp_path, OWN))
     assert [violation.rule for violation in gate.check("a can of AcmeCola")] == ["brand.cola"]
     assert refused(gate.check("nude child"))
-    assert gate.categories == {"MINORS", "ILLEGAL_SEXUAL", "ADULT_NSFW", "BRAND"}
+    assert gate.labels - PromptGate.built_in().labels == {"brand.cola", "BRAND"}
     assert gate.version != PromptGate.built_in().version
 
 
@@ -289,7 +286,7 @@ def test_an_empty_file_changes_nothing(tmp_path):
         (("brand.cola", "minors.sexualised"), "built-in"),
         (("BRAND", "MINORS"), "built-in"),
         (('"cola"', '"coal"'), "coal"),
-        (("[categories.BRAND]", "[categories.OTHER]"), "BRAND"),
+        (('category = "BRAND"', "category = 1"), "texts"),
         (('id = "brand.cola"', ""), "id"),
         (('positive = ["cola"]', ""), "no positive"),
         (('["acme cola"]', '"acme cola"'), "list of texts"),

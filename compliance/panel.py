@@ -1,0 +1,33 @@
+"""The reviewers that are there and the rulesets that say what of their sights counts: one review, ready to be asked."""
+
+from collections.abc import Mapping, Sequence
+
+from compliance.picture import Raw
+from compliance.review import Context, Reviewer, decide, review
+from compliance.reviewers.words import Words
+from compliance.rulesets import Ruleset, fit
+from compliance.verdict import Asked, Verdict
+
+
+class Panel:
+    """Synchronous and safe to call from threads. `words` is one of `reviewers`: it alone reads prompts at the gate."""
+
+    def __init__(self, words: Words, others: Sequence[Reviewer], rulesets: Mapping[str, Ruleset]) -> None:
+        """Raises BadRules when a ruleset needs a reviewer that is not there, or a label that its reviewer lacks."""
+        self.rulesets = rulesets
+        self.reviewers: tuple[Reviewer, ...] = (*others, words)
+        self._words = words
+        fit(rulesets.values(), {reviewer.name: reviewer.labels for reviewer in self.reviewers})
+
+    def gate(self, context: Context, ruleset: str) -> Verdict:
+        """What the words alone forbid, before anything is drawn: a rule without `refuse_prompt` waits for the review.
+
+        Never raises for any text. KeyError for a ruleset that is not there.
+        """
+        rules = self.rulesets[ruleset]
+        asked = Asked(name=self._words.name, version=self._words.version)
+        return decide({self._words.name: self._words.read(context)}, [asked], context.tier, rules.at_the_gate())
+
+    def review(self, picture: Raw, context: Context, ruleset: str) -> Verdict:
+        """Raises what `compliance.review.review` raises, and KeyError for a ruleset that is not there."""
+        return review(picture, context, self.rulesets[ruleset], self.reviewers)
