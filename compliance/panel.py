@@ -28,6 +28,14 @@ class Panel:
         asked = Asked(name=self._words.name, version=self._words.version)
         return decide({self._words.name: self._words.read(context)}, [asked], context.tier, rules.at_the_gate())
 
+    def upload(self, picture: Raw, ruleset: str) -> Verdict:
+        """What the list of known pictures says of one that a caller sends; nobody else looks at it yet."""
+        rules = self.rulesets[ruleset]
+        lists = [reviewer for reviewer in self.reviewers if reviewer.name == "hashes"]
+        opinions = {each.name: each.review(picture, Context(positive=""), rules) for each in lists}
+        asked = [Asked(name=each.name, version=each.version) for each in lists]
+        return decide(opinions, asked, "", rules)
+
     def review(self, picture: Raw, context: Context, ruleset: str) -> Verdict:
         """Raises what `compliance.review.review` raises, and KeyError for a ruleset that is not there."""
         return review(picture, context, self.rulesets[ruleset], self.reviewers)

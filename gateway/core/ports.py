@@ -1,11 +1,13 @@
-"""What the core needs of the outside. Adapters live in ``backends``, ``jobs`` and ``storage``."""
+"""What the core needs of the outside. Adapters live in ``acs``, ``backends``, ``jobs`` and ``storage``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from compliance.picture import Signed
+from compliance.picture import Raw, Signed
+from compliance.review import Context
+from compliance.verdict import Verdict
 from gateway.core.images import ApiKey, Job, Readiness, RenderOrder, Report, Slot
 
 
@@ -65,6 +67,25 @@ class Backend(Protocol):
     async def poll(self, backend_id: str) -> Report: ...
 
     async def cancel(self, backend_id: str) -> None: ...
+
+    async def readiness(self) -> Readiness: ...
+
+
+class Compliance(Protocol):
+    """Who reviews. Raises `compliance.errors.ReviewUnavailable` when there is no answer: then nothing may leave."""
+
+    @property
+    def rulesets(self) -> Mapping[str, str]:
+        """The names of the rulesets, each with its version."""
+
+    async def gate(self, context: Context, ruleset: str) -> Verdict:
+        """What the words alone forbid, before anything is drawn."""
+
+    async def upload(self, picture: Raw, ruleset: str) -> Verdict:
+        """Whether a picture that a caller sends is one of the known bad ones."""
+
+    async def review(self, picture: Raw, context: Context, ruleset: str) -> Verdict:
+        """The verdict about a drawn picture. Raises `compliance.errors.BrokenRender` too."""
 
     async def readiness(self) -> Readiness: ...
 
