@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from compliance.errors import ReviewUnavailable
 from compliance.picture import Raw
 from compliance.review import Context, Reviewer, decide, review
 from compliance.reviewers.words import Words
@@ -22,20 +23,26 @@ class Panel:
     def gate(self, context: Context, ruleset: str) -> Verdict:
         """What the words alone forbid, before anything is drawn: a rule without `refuse_prompt` waits for the review.
 
-        Never raises for any text. KeyError for a ruleset that is not there.
+        Raises ReviewUnavailable only for a ruleset that is not there: no text makes it raise.
         """
-        rules = self.rulesets[ruleset]
+        rules = self._ruleset(ruleset)
         asked = Asked(name=self._words.name, version=self._words.version)
         return decide({self._words.name: self._words.read(context)}, [asked], context.tier, rules.at_the_gate())
 
     def upload(self, picture: Raw, ruleset: str) -> Verdict:
         """What the list of known pictures says of one that a caller sends; nobody else looks at it yet."""
-        rules = self.rulesets[ruleset]
+        rules = self._ruleset(ruleset)
         lists = [reviewer for reviewer in self.reviewers if reviewer.name == "hashes"]
         opinions = {each.name: each.review(picture, Context(positive=""), rules) for each in lists}
         asked = [Asked(name=each.name, version=each.version) for each in lists]
         return decide(opinions, asked, "", rules)
 
     def review(self, picture: Raw, context: Context, ruleset: str) -> Verdict:
-        """Raises what `compliance.review.review` raises, and KeyError for a ruleset that is not there."""
-        return review(picture, context, self.rulesets[ruleset], self.reviewers)
+        """Raises what `compliance.review.review` raises, also for a ruleset that is not there."""
+        return review(picture, context, self._ruleset(ruleset), self.reviewers)
+
+    def _ruleset(self, name: str) -> Ruleset:
+        try:
+            return self.rulesets[name]
+        except KeyError:
+            raise ReviewUnavailable(f"There is no ruleset {name!r}.", fix="Put its file back.") from None

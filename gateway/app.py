@@ -24,10 +24,10 @@ from starlette.routing import BaseRoute, Route
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
-from compliance.review import PictureCheck, TextRules, load_rulesets
-from compliance.rules import PromptGate
 from compliance.sign import Signer
 from gateway import __version__
+from gateway.acs.build import panel_of
+from gateway.acs.local import LocalCompliance
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
 from gateway.core.advance import Advancer, Policy
@@ -84,12 +84,10 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
         min_workers=settings.backend_min_workers,
         transport=backend_transport,
     )
-    gate = PromptGate.built_in()
-    rulesets = load_rulesets(categories=gate.categories)
+    compliance = LocalCompliance(panel_of(settings), threads=settings.review_threads)
     finisher = Finisher(
         storage=storage,
-        reviewers=(PictureCheck(), TextRules(gate)),
-        rulesets=rulesets,
+        compliance=compliance,
         signer=Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider),
         defaults=Credentials(
             author=settings.author,
@@ -117,7 +115,7 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
         backend=backend,
         storage=storage,
         catalog=catalog,
-        gate=gate,
+        compliance=compliance,
         finisher=finisher,
         advancer=advancer,
         policy=policy,
@@ -127,7 +125,6 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
         ImgenDialect(
             service,
             access.Access(keys, now=time.time),
-            rulesets=frozenset(rulesets),
             unknown_character=settings.unknown_character,
             unknown_ruleset=settings.unknown_ruleset,
         )
@@ -140,6 +137,7 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
             await stack.enter_async_context(database.open())
             await stack.enter_async_context(storage.open())
             await stack.enter_async_context(backend.open())
+            await stack.enter_async_context(compliance.open())
             await finisher.open()
             if settings.api_key:
                 await register(keys, settings.api_key)

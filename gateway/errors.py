@@ -6,13 +6,14 @@ x GatewayError
   x BodyTooLarge
   x AccessDenied
     + MissingKey, InvalidKey, DisabledKey
-  + PromptBlocked             the content policy refused the words
+  x PromptBlocked             the content policy refused the words
+    + ReferenceBlocked        or a picture that came with them
   x NotFound
     + JobNotFound, CachedResultNotFound, CacheMiss, RouteNotFound
   + MethodNotAllowed
   + JobNotOpen                the job has ended, so it cannot be cancelled
   x Unavailable               somebody behind us does not answer; the job survives
-    + BackendUnavailable, StorageUnavailable, StoreUnavailable
+    + BackendUnavailable, StorageUnavailable, StoreUnavailable, ComplianceUnavailable
   + BackendRefused            the GPU backend refused the job for good
   + FinishingFailed           a drawn picture could not be reviewed, encoded or signed
   + CatalogError, SettingsError   stop the start, never a request
@@ -141,10 +142,18 @@ class PromptBlocked(GatewayError):
     code = "safety_violation"
     fix = "Rewrite the prompt; the named categories are not allowed."
 
-    def __init__(self, rules: Sequence[str], categories: Sequence[str]) -> None:
+    def __init__(self, rules: Sequence[str], categories: Sequence[str], classes: Sequence[str]) -> None:
+        """The ids of the rules that refused it, their names for people, and the classes that they belong to."""
         super().__init__()
         self.rules = tuple(rules)
         self.categories = tuple(categories)
+        self.classes = tuple(classes)
+
+
+class ReferenceBlocked(PromptBlocked):
+    """Reference image blocked"""
+
+    fix = "Send another picture; this one is not allowed."
 
 
 class NotFound(GatewayError):
@@ -214,6 +223,13 @@ class StorageUnavailable(Unavailable):
     """The picture storage does not answer"""
 
     code = "storage_unavailable"
+
+
+class ComplianceUnavailable(Unavailable):
+    """The review does not answer"""
+
+    code = "compliance_unavailable"
+    fix = "Send the request again in a few seconds."
 
 
 class BackendRefused(GatewayError):

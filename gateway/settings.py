@@ -54,6 +54,11 @@ class Settings(BaseModel):
     finish_deadline: Seconds = Field(180, description="Seconds in which review, signing and storing must succeed")
     finish_threads: int = Field(2, ge=1, le=64, description="Pictures finished at the same time")
 
+    rulesets: Path | None = Field(None, description="Folder of your own rulesets, beside the shipped ones")
+    word_rules: Path | None = Field(None, description="Your own word rules (TOML), beside the shipped ones")
+    review_threads: int = Field(8, ge=1, le=256, description="Reviews at the same time")
+    unsafe_url_ttl: Seconds = Field(300, description="Seconds that the URL of a blocked picture lives")
+
     signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
     signing_key: Path | None = Field(None, description="PEM private key (PKCS#8) of the leaf")
     signing_anchors: Path | None = Field(None, description="PEM roots that the chain must lead to")

@@ -18,7 +18,7 @@ import anyio.abc
 import structlog
 
 from gateway.core.finishing import DrawAgain, Finisher, raw_key, raw_prefix
-from gateway.core.images import Fault, Job, RenderOrder, Report, State
+from gateway.core.images import Fault, Job, Outcome, RenderOrder, Report, State
 from gateway.core.ports import Backend, Jobs, Storage
 from gateway.errors import BackendRefused, BackendUnavailable, GatewayError, Unavailable
 
@@ -38,6 +38,7 @@ class Policy:
     execution_timeout: float = 300
     job_ttl: float = 330
     url_ttl: float = 3600
+    unsafe_url_ttl: float = 300
     upload_ttl: float = 3600
     lease: float = 15
     sweep_interval: float = 1
@@ -235,7 +236,7 @@ class Advancer:
 
     async def _finish(self, job: Job, lease: str) -> None:
         try:
-            finished = await self._finisher.finish(job)
+            finished = await (self._finisher.release(job) if job.release else self._finisher.finish(job))
         except DrawAgain as exc:
             log.warning("picture unusable", job=job.gen_id, code=exc.code, reason=str(exc))
             await self._again(job, lease, State.FAILED, Fault(code=exc.code))
@@ -243,7 +244,7 @@ class Advancer:
         except GatewayError as exc:
             await self._finish_later(job, lease, exc)
             return
-        state = State.COMPLETED if finished.verdict.safe else State.BLOCKED
+        state = _state_of(finished)
         done = replace(job, state=state, outcome=finished, finished_at=self._now())
         if not await self._jobs.save(done, lease=lease, release=True):
             # Somebody else's result counts; ours must not lie around.
@@ -254,7 +255,13 @@ class Advancer:
 
     async def _finish_later(self, job: Job, lease: str, exc: GatewayError) -> None:
         log.warning("finishing failed", job=job.gen_id, code=exc.code, error=exc.message, tries=job.tries + 1)
-        if not exc.retryable or self._now() >= (job.drawn_at or 0) + self._policy.finish_deadline:
+        if job.release and job.outcome:
+            # A person waits for it, and there was an outcome before: nothing of that may be lost.
+            if exc.retryable:
+                await self._later(job, lease)
+            else:
+                await self._jobs.save(replace(job, state=_state_of(job.outcome)), lease=lease, release=True)
+        elif not exc.retryable or self._now() >= (job.drawn_at or 0) + self._policy.finish_deadline:
             await self.end(job, lease, State.FAILED, Fault(code=exc.code))
         else:
             await self._later(job, lease)
@@ -367,3 +374,8 @@ class Advancer:
                 # The sweeper is what keeps promises to clients that never ask again: it must outlive any fault.
                 log.exception("sweep failed")
             await anyio.sleep(self._policy.sweep_interval)
+
+
+def _state_of(outcome: Outcome) -> State:
+    """A job of which any picture may leave is completed."""
+    return State.COMPLETED if outcome.pictures else State.BLOCKED

@@ -2,16 +2,17 @@
 
     fetch raw → decode → review → watermark → encode → sign → store
 
-A blocked picture leaves the road after the review, to the quarantine, and takes all pictures of its job with it:
-nothing is published before each of them has its verdict and its signature.
+Each picture of a job has its own verdict: a blocked one leaves the road after the review, to the quarantine, and the
+others go on. Only a verdict about minors takes all of them with it. Nothing is published before every picture of the
+job has its verdict.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import anyio
@@ -20,13 +21,13 @@ import anyio.to_thread
 from compliance import watermark
 from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
 from compliance.errors import BrokenRender, ComplianceError, PictureRefused
-from compliance.picture import Blocked, Signed, decode
-from compliance.review import Case, Reviewer, Ruleset, review
+from compliance.picture import Blocked, Marked, Raw, Reviewed, Signed, decode
+from compliance.review import Context, judged
 from compliance.sign import Claims, Provenance, Signer
 from compliance.verdict import Verdict
 from gateway.core import prompts
-from gateway.core.images import Credentials, Job, Outcome, RawPicture, Readiness, StoredPicture
-from gateway.core.ports import Storage
+from gateway.core.images import Credentials, Job, Outcome, PictureReview, RawPicture, Readiness, StoredPicture
+from gateway.core.ports import Compliance, Storage
 from gateway.errors import FinishingFailed
 
 
@@ -39,12 +40,25 @@ class DrawAgain(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """One picture that may leave, and its thumbnail."""
+class Looked:
+    """A picture with its verdict: the bytes that the worker delivered, and their pixels."""
 
+    drawn: RawPicture
+    raw: Raw
     verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """One signed picture and its thumbnail."""
+
+    drawn: RawPicture
     signed: Signed
     thumb: Signed
+
+
+#: What the file names of the kinds end in.
+_ENDINGS = {"signed": "", "thumbnail": "_thumb", "unsafe": "_unsafe"}
 
 
 def raw_prefix(job: Job) -> str:
@@ -69,16 +83,14 @@ class Finisher:
         self,
         *,
         storage: Storage,
-        reviewers: Sequence[Reviewer],
-        rulesets: Mapping[str, Ruleset],
+        compliance: Compliance,
         signer: Signer,
         defaults: Credentials,
         threads: int,
         now: Callable[[], float],
     ) -> None:
         self._storage = storage
-        self._reviewers = reviewers
-        self._rulesets = rulesets
+        self._compliance = compliance
         self._signer = signer
         self._defaults = defaults
         self._threads = threads
@@ -105,90 +117,152 @@ class Finisher:
         Raises `DrawAgain`, and `FinishingFailed` or `StorageUnavailable` when a stage does not answer.
         """
         assert job.drawn is not None
-        if not self._readiness.ready:
-            raise FinishingFailed("signing_unavailable", self._readiness.reason, retryable=True)
+        self._check_ready()
         timings: dict[str, float] = {}
-        finished: list[tuple[RawPicture, Finished]] = []
-        masters: list[str] = []
-        for raw in job.drawn.pictures:
-            with _timed(timings, "fetch"):
-                data = await self._storage.read(raw_key(job, raw.index))
-            if data is None:
-                raise DrawAgain("raw_picture_lost", f"picture {raw.index} is not in the storage")
-            polished = await anyio.to_thread.run_sync(
-                self._polish, job, raw, data, timings, abandon_on_cancel=False, limiter=self._limiter
-            )
-            blocked = isinstance(polished, Blocked)
-            key = f"{'quarantine' if blocked else 'master'}/{job.gen_id}/{raw.index}.png"
-            with _timed(timings, "store"):
-                await self._storage.keep(key, data)
-            if isinstance(polished, Blocked):
-                return Outcome(verdict=polished.verdict, masters=(key,), timings=timings)
-            masters.append(key)
-            finished.append((raw, polished))
-        if not finished:
+        looked = [await self._look(job, drawn, timings) for drawn in job.drawn.pictures]
+        if not looked:
             raise DrawAgain("raw_picture_lost", "the worker drew nothing")
-        with _timed(timings, "store"):
-            pictures = [picture for raw, each in finished for picture in await self._publish(job, raw, each)]
-        first = finished[0][1]
+        minors = next((each.verdict for each in looked if each.verdict.minors), None)
+        reviews: list[PictureReview] = []
+        finished: list[Finished] = []
+        for each in looked:
+            passed = judged(each.raw, each.verdict)
+            if minors is None and isinstance(passed, Reviewed):
+                reviews.append(await self._keep(job, each, "master", timings))
+                finished.append(await self._polish(job, each.drawn, watermark.mark(passed), timings))
+            else:
+                kept = await self._keep(job, each, "quarantine", timings)
+                reviews.append(kept if minors else await self._with_copy(job, kept, each.drawn, passed, timings))
+        pictures = [picture for each in finished for picture in await self._publish(job, each, timings)]
+        safe = next((review.verdict for review in reviews if review.verdict.safe and finished), None)
         return Outcome(
-            verdict=first.verdict,
+            verdict=safe or minors or looked[0].verdict,
             pictures=tuple(pictures),
-            masters=tuple(masters),
-            quality=first.signed.quality,
-            lossless=first.signed.lossless,
+            masters=tuple(review.key for review in reviews),
+            reviews=tuple(reviews),
+            quality=finished[0].signed.quality if finished else None,
+            lossless=finished[0].signed.lossless if finished else False,
+            timings=timings,
+        )
+
+    async def release(self, job: Job) -> Outcome:
+        """The outcome of a job with the pictures that a person has let go, finished like any other.
+
+        What left before stays as it is. Raises `FinishingFailed` or `StorageUnavailable`.
+        """
+        assert job.outcome is not None and job.release is not None and job.drawn is not None
+        self._check_ready()
+        timings = dict(job.outcome.timings)
+        drawn = {picture.index: picture for picture in job.drawn.pictures}
+        reviews: list[PictureReview] = []
+        finished: list[Finished] = []
+        for review in job.outcome.reviews:
+            if review.index not in job.release.indexes or review.verdict.safe:
+                reviews.append(review)
+                continue
+            try:
+                raw = await self._fetch(review.key, drawn[review.index], timings)
+            except DrawAgain as exc:
+                raise FinishingFailed(exc.code, str(exc), retryable=False) from exc
+            each = Looked(drawn=drawn[review.index], raw=raw, verdict=review.verdict.released(job.release.by))
+            reviews.append(await self._keep(job, each, "master", timings))
+            reviewed = Reviewed(pixels=raw.pixels, verdict=each.verdict)
+            finished.append(await self._polish(job, each.drawn, watermark.mark(reviewed), timings))
+        fresh = [picture for each in finished for picture in await self._publish(job, each, timings)]
+        pictures = sorted((*job.outcome.pictures, *fresh), key=lambda picture: (picture.index, picture.type))
+        return replace(
+            job.outcome,
+            verdict=next(review.verdict for review in reviews if review.verdict.safe),
+            pictures=tuple(pictures),
+            masters=tuple(review.key for review in reviews),
+            reviews=tuple(reviews),
+            quality=finished[0].signed.quality if finished else job.outcome.quality,
+            lossless=finished[0].signed.lossless if finished else job.outcome.lossless,
             timings=timings,
         )
 
     async def tidy(self, job: Job) -> None:
         """After the commit: remove the worker's uploads, and files that are no part of what was committed."""
-        assert job.outcome is not None
+        outcome = job.outcome
+        assert outcome is not None
+        originals = frozenset(outcome.masters)
         await self._storage.purge(raw_prefix(job))
-        kept = frozenset(picture.key for picture in job.outcome.pictures)
-        await self._storage.purge(f"out/{job.gen_id}", keep=kept)
-        await self._storage.purge(f"master/{job.gen_id}", keep=frozenset(job.outcome.masters))
+        await self._storage.purge(f"out/{job.gen_id}", keep=frozenset(picture.key for picture in outcome.pictures))
+        await self._storage.purge(f"master/{job.gen_id}", keep=originals)
+        await self._storage.purge(f"quarantine/{job.gen_id}", keep=originals)
+        copies = frozenset(review.unsafe.key for review in outcome.reviews if review.unsafe)
+        await self._storage.purge(f"unsafe/{job.gen_id}", keep=copies)
 
     async def discard(self, outcome: Outcome) -> None:
-        """Remove the files of a result that did not count. Masters stay: the result that counted has the same ones."""
-        for picture in outcome.pictures:
+        """Remove the files of a result that did not count. Originals stay: the result that counted has the same."""
+        for picture in (*outcome.pictures, *(review.unsafe for review in outcome.reviews if review.unsafe)):
             await self._storage.purge(picture.key)
 
-    def _polish(self, job: Job, raw: RawPicture, data: bytes, timings: dict[str, float]) -> Finished | Blocked:
-        """The road itself. CPU work: runs in a thread."""
+    # The stages
+
+    async def _look(self, job: Job, drawn: RawPicture, timings: dict[str, float]) -> Looked:
+        """Fetch, decode and review one picture."""
         assert job.drawn is not None
-        drawing, delivery = job.drawing, job.delivery
-        positive, negative = prompts.as_drawn(drawing.positive, drawing.negative, job.drawn.guidance)
-        try:
-            with _timed(timings, "decode"):
-                decoded = decode(data, raw.sha256)
-            with _timed(timings, "review"):
-                case = Case(
-                    raw=decoded,
-                    positive=positive,
-                    negative=negative,
-                    width=drawing.width,
-                    height=drawing.height,
-                    ruleset=self._rulesets[delivery.ruleset],
-                    precompliance=delivery.precompliance,
-                )
-                reviewed = review(case, self._reviewers)
-            if isinstance(reviewed, Blocked):
-                return reviewed
-            marked = watermark.mark(reviewed)
-            with _timed(timings, "encode"):
-                options = EncodeOptions(format=delivery.format, quality=delivery.quality, lossless=delivery.lossless)  # type: ignore[arg-type]
-                encoded = encode(marked, options)
-                small = encode(thumbnail(marked), THUMBNAIL_OPTIONS)
-            with _timed(timings, "sign"):
-                provenance = self._provenance(job)
-                signed = self._signer.sign(encoded, provenance)
-                thumb = self._signer.sign(small, provenance, parent=signed)
-        except (PictureRefused, BrokenRender) as exc:
-            code = "broken_render" if isinstance(exc, BrokenRender) else "raw_picture_lost"
-            raise DrawAgain(code, exc.message) from exc
-        except ComplianceError as exc:
-            raise FinishingFailed(exc.code, str(exc), retryable=exc.retryable) from exc
-        return Finished(verdict=reviewed.verdict, signed=signed, thumb=thumb)
+        raw = await self._fetch(raw_key(job, drawn.index), drawn, timings)
+        positive, negative = prompts.as_drawn(job.drawing.positive, job.drawing.negative, job.drawn.guidance)
+        context = Context(
+            positive=positive,
+            negative=negative,
+            width=job.drawing.width,
+            height=job.drawing.height,
+            tier=job.delivery.tier,
+            precompliance=job.delivery.precompliance,
+        )
+        with _timed(timings, "review"), _translated():
+            verdict = await self._compliance.review(raw, context, job.delivery.ruleset)
+        return Looked(drawn=drawn, raw=raw, verdict=verdict)
+
+    async def _fetch(self, key: str, drawn: RawPicture, timings: dict[str, float]) -> Raw:
+        with _timed(timings, "fetch"):
+            data = await self._storage.read(key)
+        if data is None:
+            raise DrawAgain("raw_picture_lost", f"picture {drawn.index} is not in the storage")
+        with _timed(timings, "decode"), _translated():
+            return await anyio.to_thread.run_sync(decode, data, drawn.sha256, limiter=self._limiter)
+
+    async def _keep(self, job: Job, looked: Looked, folder: str, timings: dict[str, float]) -> PictureReview:
+        """The original, in private."""
+        key = f"{folder}/{job.gen_id}/{looked.drawn.index}.png"
+        with _timed(timings, "store"):
+            await self._storage.keep(key, looked.raw.data)
+        return PictureReview(index=looked.drawn.index, verdict=looked.verdict, key=key)
+
+    async def _with_copy(
+        self, job: Job, review: PictureReview, drawn: RawPicture, blocked: Reviewed | Blocked, timings: dict[str, float]
+    ) -> PictureReview:
+        """With the signed copy of a blocked picture, where anybody may ever see it."""
+        if not isinstance(blocked, Blocked) or not blocked.verdict.releasable:
+            return review
+        finished = await self._polish(job, drawn, watermark.mark_blocked(blocked), timings)
+        return replace(review, unsafe=await self._store(job, drawn, "unsafe", finished.signed, timings))
+
+    async def _polish(self, job: Job, drawn: RawPicture, marked: Marked, timings: dict[str, float]) -> Finished:
+        """Encode and sign. CPU work: runs in a thread."""
+        with _translated():
+            return await anyio.to_thread.run_sync(
+                self._polish_now, job, drawn, marked, timings, abandon_on_cancel=False, limiter=self._limiter
+            )
+
+    def _polish_now(self, job: Job, drawn: RawPicture, marked: Marked, timings: dict[str, float]) -> Finished:
+        delivery = job.delivery
+        with _timed(timings, "encode"):
+            options = EncodeOptions(format=delivery.format, quality=delivery.quality, lossless=delivery.lossless)  # type: ignore[arg-type]
+            encoded = encode(marked, options)
+            small = encode(thumbnail(marked), THUMBNAIL_OPTIONS)
+        with _timed(timings, "sign"):
+            provenance = self._provenance(job)
+            signed = self._signer.sign(encoded, provenance)
+            thumb = self._signer.sign(small, provenance, parent=signed)
+        return Finished(drawn=drawn, signed=signed, thumb=thumb)
+
+    def _check_ready(self) -> None:
+        if not self._readiness.ready:
+            raise FinishingFailed("signing_unavailable", self._readiness.reason, retryable=True)
 
     def _provenance(self, job: Job) -> Provenance:
         asked, defaults = job.delivery.credentials, self._defaults
@@ -205,28 +279,45 @@ class Finisher:
             ),
         )
 
-    async def _publish(self, job: Job, raw: RawPicture, finished: Finished) -> tuple[StoredPicture, StoredPicture]:
+    async def _publish(
+        self, job: Job, finished: Finished, timings: dict[str, float]
+    ) -> tuple[StoredPicture, StoredPicture]:
         return (
-            await self._store(job, raw, "signed", finished.signed),
-            await self._store(job, raw, "thumbnail", finished.thumb),
+            await self._store(job, finished.drawn, "signed", finished.signed, timings),
+            await self._store(job, finished.drawn, "thumbnail", finished.thumb, timings),
         )
 
-    async def _store(self, job: Job, raw: RawPicture, kind: str, signed: Signed) -> StoredPicture:
+    async def _store(
+        self, job: Job, drawn: RawPicture, kind: str, signed: Signed, timings: dict[str, float]
+    ) -> StoredPicture:
         """Store under a name that follows from the content, so that two tries never overwrite each other."""
-        key = f"out/{job.gen_id}/{signed.sha256}.{signed.extension}"
-        await self._storage.publish(key, signed)
-        number = "" if job.drawing.n == 1 else f"_{raw.index + 1}"
+        key = f"{'unsafe' if kind == 'unsafe' else 'out'}/{job.gen_id}/{signed.sha256}.{signed.extension}"
+        with _timed(timings, "store"):
+            await self._storage.publish(key, signed)
+        number = "" if job.drawing.n == 1 else f"_{drawn.index + 1}"
         return StoredPicture(
             key=key,
             type=kind,
-            index=raw.index,
-            filename=f"{job.gen_id}{number}{'_thumb' if kind == 'thumbnail' else ''}.{signed.extension}",
+            index=drawn.index,
+            filename=f"{job.gen_id}{number}{_ENDINGS[kind]}.{signed.extension}",
             mime=signed.mime,
             bytes=len(signed.data),
             sha256=signed.sha256,
             width=signed.width,
             height=signed.height,
         )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What goes wrong in compliance, in the words of the core."""
+    try:
+        yield
+    except (PictureRefused, BrokenRender) as exc:
+        code = "broken_render" if isinstance(exc, BrokenRender) else "raw_picture_lost"
+        raise DrawAgain(code, exc.message) from exc
+    except ComplianceError as exc:
+        raise FinishingFailed(exc.code, str(exc), retryable=exc.retryable) from exc
 
 
 @contextmanager

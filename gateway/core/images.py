@@ -128,6 +128,8 @@ class Delivery:
     ruleset: str = "default"
     precompliance: str = ""
     credentials: Credentials = field(default_factory=Credentials)
+    #: The tier of the key that asked, as it was then: rules may make exceptions for it.
+    tier: str = "standard"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +166,11 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredPicture:
-    """A file that may be handed out: ``type`` is ``signed`` or ``thumbnail``, ``key`` its place in the storage."""
+    """A signed file: ``type`` is ``signed``, ``thumbnail`` or ``unsafe``, ``key`` its place in the storage.
+
+    The first two may be handed out to whoever owns the job. ``unsafe`` is what a review blocked, for keys with the
+    scope to see such pictures.
+    """
 
     key: str
     type: str
@@ -178,15 +184,44 @@ class StoredPicture:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PictureReview:
+    """The verdict about one picture of a job. ``key`` is where its lossless original lies: in private, blocked or not.
+
+    ``unsafe`` is the signed copy of a blocked picture that may be shown to keys with the scope for it, None where it
+    never may.
+    """
+
+    index: int
+    verdict: Verdict
+    key: str
+    unsafe: StoredPicture | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What came of a job. ``masters`` are private keys of the lossless pictures (of the quarantine, when blocked)."""
+    """What came of a job. ``masters`` are private keys of the lossless pictures (of the quarantine, when blocked).
+
+    ``verdict`` is that of the first picture that is handed out or, if none is, the one that explains why; ``reviews``
+    has each picture's own, in order.
+    """
 
     verdict: Verdict
     pictures: tuple[StoredPicture, ...] = ()
     masters: tuple[str, ...] = ()
+    reviews: tuple[PictureReview, ...] = ()
     quality: int | None = None
     lossless: bool = False
     timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """A person's decision that blocked pictures of a job may leave after all."""
+
+    indexes: tuple[int, ...]
+    by: str
+    note: str
+    at: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +263,7 @@ class Job:
     drawn: Drawn | None = None
     outcome: Outcome | None = None
     fault: Fault | None = None
+    release: Release | None = None
 
     @property
     def open(self) -> bool:

@@ -96,7 +96,7 @@ class Storage(Protocol):
     async def publish(self, key: str, picture: Signed) -> None: ...
 
     def link(self, key: str, *, filename: str, expires_at: float) -> str:
-        """A signed address of something published (or quarantined), valid until ``expires_at``."""
+        """A signed address of something published, valid until ``expires_at``."""
 
     def slot(self, key: str, *, expires_at: float) -> Slot:
         """A signed address to which a worker can upload one private PNG."""

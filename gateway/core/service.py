@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 import string
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import anyio.to_thread
 import structlog
 
-from compliance.rules import PromptGate
+from compliance.errors import ReviewUnavailable
+from compliance.picture import decode
+from compliance.review import Context
+from compliance.verdict import Verdict
 from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
 from gateway.core.catalog import Catalog, worn
@@ -23,21 +26,31 @@ from gateway.core.images import (
     Fault,
     Job,
     Notice,
+    PictureReview,
     Readiness,
     Reference,
     State,
     StoredPicture,
 )
-from gateway.core.ports import Backend, Jobs, Storage
+from gateway.core.ports import Backend, Compliance, Jobs, Storage
 from gateway.core.references import GivenReference, clean
-from gateway.errors import BackendRefused, BackendUnavailable, JobNotFound, JobNotOpen, PromptBlocked, Unavailable
+from gateway.errors import (
+    BackendRefused,
+    BackendUnavailable,
+    ComplianceUnavailable,
+    JobNotFound,
+    JobNotOpen,
+    PromptBlocked,
+    ReferenceBlocked,
+    Unavailable,
+)
 
 log = structlog.get_logger(__name__)
 
 #: Seconds that a hand-over may take, retries included: nobody else may start a second one meanwhile.
 HAND_OVER = 25.0
-#: Characters of a prompt that are checked on the spot: the way to a thread and back would cost more than the check.
-SHORT = 600
+#: The scope of keys that may see what a review blocked.
+SEES_UNSAFE = "unsafe_url"
 GEN_ID_ALPHABET = string.ascii_lowercase + string.digits
 _REMEMBERED_OPEN = 0.25
 _REMEMBERED_ENDED = 30.0
@@ -85,7 +98,7 @@ class GenerationService:
         backend: Backend,
         storage: Storage,
         catalog: Catalog,
-        gate: PromptGate,
+        compliance: Compliance,
         finisher: Finisher,
         advancer: Advancer,
         policy: Policy,
@@ -96,7 +109,7 @@ class GenerationService:
         self._jobs = jobs
         self._backend = backend
         self._storage = storage
-        self._gate = gate
+        self._compliance = compliance
         self._finisher = finisher
         self._advancer = advancer
         self._policy = policy
@@ -107,14 +120,14 @@ class GenerationService:
     async def submit(self, caller: Caller, wish: Wish) -> Job:
         """Accept a job: gate, compose, write it down, hand it over.
 
-        Raises `PromptBlocked`; `InvalidField` for a reference that is no picture; `StorageUnavailable`;
-        `BackendUnavailable` or `BackendRefused` when the backend did not take it, and then the job has ended as failed
-        and costs nothing.
+        Raises `PromptBlocked`; `InvalidField` for a reference that is no picture, and `ReferenceBlocked`;
+        `ComplianceUnavailable`; `StorageUnavailable`; `BackendUnavailable` or `BackendRefused` when the backend did not
+        take it, and then the job has ended as failed and costs nothing.
         """
-        drawing = self._compose(wish)
-        await self._refuse(caller, drawing)
+        drawing, delivery = self._compose(wish), replace(wish.delivery, tier=caller.tier)
+        await self._refuse(caller, drawing, delivery)
         gen_id = self._new_id()
-        drawing = replace(drawing, references=await self._take_in(gen_id, wish.references))
+        drawing = replace(drawing, references=await self._take_in(caller, gen_id, wish.references, delivery))
         now = self._now()
         job = Job(
             gen_id=gen_id,
@@ -124,7 +137,7 @@ class GenerationService:
             key_id=caller.key_id,
             request_id=wish.request_id,
             drawing=drawing,
-            delivery=wish.delivery,
+            delivery=delivery,
             created_at=now,
             deadline_at=now + self._policy.job_ttl,
             next_at=now,
@@ -138,6 +151,11 @@ class GenerationService:
         except (BackendUnavailable, BackendRefused) as exc:
             await self._advancer.end(job, lease, State.FAILED, Fault(code=exc.code))
             raise
+
+    @property
+    def rulesets(self) -> Mapping[str, str]:
+        """The rulesets that a caller may name, each with its version."""
+        return self._compliance.rulesets
 
     async def find(self, caller: Caller, surface: str, public_id: str) -> Job:
         """The caller's job, as it stands. Raises `JobNotFound`, the same for an unknown id and for another tenant's."""
@@ -169,6 +187,17 @@ class GenerationService:
         expires_at = float(int(self._now() + self._policy.url_ttl))
         return self._storage.link(picture.key, filename=picture.filename, expires_at=expires_at), expires_at
 
+    def unsafe_link(self, caller: Caller, job: Job, review: PictureReview) -> str | None:
+        """A short-lived address of a blocked picture, for a key with the scope; None for all others, and for what is
+        shown to nobody. Every address that is given is logged.
+        """
+        verdict = review.verdict
+        if SEES_UNSAFE not in caller.scopes or review.unsafe is None or verdict.minors or not verdict.releasable:
+            return None
+        log.warning("blocked picture shown", job=job.gen_id, index=review.index, key=caller.key_id)
+        expires_at = float(int(self._now() + self._policy.unsafe_url_ttl))
+        return self._storage.link(review.unsafe.key, filename=review.unsafe.filename, expires_at=expires_at)
+
     async def readiness(self) -> list[Readiness]:
         """What is needed to make a picture now, one entry per part."""
         try:
@@ -176,23 +205,42 @@ class GenerationService:
             store = Readiness(ready=True)
         except Unavailable as exc:
             store = Readiness(ready=False, reason=exc.message)
-        return [store, await self._backend.readiness(), await self._storage.readiness(), self._finisher.readiness()]
+        return [
+            store,
+            await self._backend.readiness(),
+            await self._storage.readiness(),
+            await self._compliance.readiness(),
+            self._finisher.readiness(),
+        ]
 
-    async def _refuse(self, caller: Caller, drawing: Drawing) -> None:
-        """The prompt gate: what the words alone forbid, whatever ruleset, tier or key asks."""
+    async def _refuse(self, caller: Caller, drawing: Drawing, delivery: Delivery) -> None:
+        """The prompt gate: what the words alone forbid."""
         positive, negative = prompts.as_drawn(drawing.positive, drawing.negative, drawing.guidance)
-        if len(positive) + len(negative) <= SHORT:
-            found = self._gate.check(positive, negative)
-        else:
-            found = await anyio.to_thread.run_sync(self._gate.check, positive, negative)
-        refused = [violation for violation in found if violation.refuse]
-        if refused:
-            log.warning("prompt refused", rules=[v.rule for v in refused], tenant=caller.tenant)
-            raise PromptBlocked([v.rule for v in refused], [v.name for v in refused])
+        context = Context(
+            positive=positive, negative=negative, tier=delivery.tier, precompliance=delivery.precompliance
+        )
+        try:
+            verdict = await self._compliance.gate(context, delivery.ruleset)
+        except ReviewUnavailable as exc:
+            raise ComplianceUnavailable from exc
+        if not verdict.safe:
+            log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
+            raise PromptBlocked(verdict.codes, verdict.categories, _classes(verdict))
 
-    async def _take_in(self, gen_id: str, given: tuple[GivenReference, ...]) -> tuple[Reference, ...]:
+    async def _take_in(
+        self, caller: Caller, gen_id: str, given: tuple[GivenReference, ...], delivery: Delivery
+    ) -> tuple[Reference, ...]:
         """Written before the row is: after a crash between the two they are swept up with the raw pictures."""
         cleaned = [await anyio.to_thread.run_sync(clean, index, picture) for index, picture in enumerate(given)]
+        for one in cleaned:
+            picture = await anyio.to_thread.run_sync(decode, one.data, one.sha256)
+            try:
+                verdict = await self._compliance.upload(picture, delivery.ruleset)
+            except ReviewUnavailable as exc:
+                raise ComplianceUnavailable from exc
+            if not verdict.safe:
+                log.warning("reference refused", rules=verdict.codes, tenant=caller.tenant)
+                raise ReferenceBlocked(verdict.codes, verdict.categories, _classes(verdict))
         kept = []
         for index, one in enumerate(cleaned):
             key = reference_key(gen_id, index)
@@ -245,3 +293,8 @@ class GenerationService:
             n=wish.n,
             loras=worn(character, style),
         )
+
+
+def _classes(verdict: Verdict) -> tuple[str, ...]:
+    """The classes of the rules that blocked, in their order."""
+    return tuple(dict.fromkeys(reason.category for reason in verdict.reasons if reason.action == "block"))

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from gateway.core.images import Readiness, Slot
 from gateway.errors import StorageUnavailable
 from gateway.storage.files import Folder
-from gateway.storage.keys import PUBLISHED, QUARANTINE, checked, folder_of, mime_of
+from gateway.storage.keys import SIGNED, checked, folder_of, mime_of
 from gateway.storage.links import Links
 from gateway.storage.web import Downloads, Loans, Uploads
 
@@ -31,9 +31,9 @@ ROOM = 200 * 2**20
 class DiskStorage:
     """The port `Storage` on a folder. Open it before use; replicas that share the folder share the secret too.
 
-    Published pictures lie under ``out/``, blocked ones under ``quarantine/``, the worker's and its references under
-    ``raw/``; only the first two have an address for callers. ``public_url`` is how callers reach the gateway,
-    ``internal_url`` how the worker does.
+    Signed pictures lie under ``out/`` and, where a review blocked them, under ``unsafe/``: only these two have an
+    address for callers. Originals lie under ``master/`` and ``quarantine/``, the worker's uploads and its references
+    under ``raw/``. ``public_url`` is how callers reach the gateway, ``internal_url`` how the worker does.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class DiskStorage:
         ]
 
     async def publish(self, key: str, picture: Signed) -> None:
-        if folder_of(checked(key)) != PUBLISHED or mime_of(key) != picture.mime:
+        if folder_of(checked(key)) not in SIGNED or mime_of(key) != picture.mime:
             raise ValueError(f"{key!r} is no place for a published {picture.mime}")
         await self._run(partial(self._folder.write, key, picture.data))
 
     def link(self, key: str, *, filename: str, expires_at: float) -> str:
-        if folder_of(checked(key)) not in (PUBLISHED, QUARANTINE):
+        if folder_of(checked(key)) not in SIGNED:
             raise ValueError(f"{key!r} is private")
         return self._downloads.links.make(key, expires_at=expires_at, filename=filename)
 
@@ -77,8 +77,8 @@ class DiskStorage:
         return self._loans.links.make(self._loans.readable(key), expires_at=expires_at)
 
     async def keep(self, key: str, data: bytes) -> None:
-        if folder_of(checked(key)) == PUBLISHED:
-            raise ValueError(f"{key!r} is public: only what is signed goes there")
+        if folder_of(checked(key)) in SIGNED:
+            raise ValueError(f"{key!r} has an address: only what is signed goes there")
         await self._run(partial(self._folder.write, key, data))
 
     async def read(self, key: str) -> bytes | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
-#: Folders whose files may be reached through a signed address. Only `Storage.publish` writes to the first.
+#: Folders whose files may be reached through a signed address, and that only `Storage.publish` writes to: pictures for
+#: their owners, and what a review blocked for those who may see it.
 PUBLISHED = "out"
-QUARANTINE = "quarantine"
+UNSAFE = "unsafe"
+SIGNED = frozenset({PUBLISHED, UNSAFE})
 #: The folder that workers upload to.
 RAW = "raw"
 

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from gateway.storage.files import Folder, Unfinished
-from gateway.storage.keys import PUBLISHED, QUARANTINE, RAW, checked, folder_of, mime_of
+from gateway.storage.keys import RAW, SIGNED, checked, folder_of, mime_of
 from gateway.storage.links import LinkExpired, LinkRefused, Links
 
 log = structlog.get_logger(__name__)
@@ -29,7 +29,7 @@ _PIECE = 2**20
 
 
 class Downloads:
-    """``GET /files/{key}``: published and quarantined files, to whoever holds a signed address that has not expired."""
+    """``GET /files/{key}``: published files, to whoever holds a signed address that has not expired."""
 
     def __init__(self, folder: Folder, links: Links, now: Callable[[], float]) -> None:
         self.links = links
@@ -43,7 +43,7 @@ class Downloads:
             left = _seconds_left(self.links, key, request.query_params, filename, self._now())
         except LinkRefused as error:
             return _not_allowed(error)
-        if folder_of(key) not in (PUBLISHED, QUARANTINE):
+        if folder_of(key) not in SIGNED:
             return _gone()
         try:
             found = await anyio.to_thread.run_sync(self._folder.look, key)

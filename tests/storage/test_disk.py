@@ -35,8 +35,9 @@ async def test_what_is_not_there_reads_as_none(storage: DiskStorage) -> None:
 
 
 async def test_only_what_is_signed_gets_to_where_links_lead(storage: DiskStorage, root: Path) -> None:
-    with pytest.raises(ValueError, match="public"):
-        await storage.keep("out/job1/0.jpg", b"pixels")
+    for key in ("out/job1/0.jpg", "unsafe/job1/0.jpg"):
+        with pytest.raises(ValueError, match="only what is signed"):
+            await storage.keep(key, b"pixels")
     for key in ("master/job1/0.jpg", "quarantine/job1/0.jpg", "raw/job1/0.jpg", "out/job1/0.png"):
         with pytest.raises(ValueError, match="no place"):
             await storage.publish(key, signed())
@@ -45,7 +46,7 @@ async def test_only_what_is_signed_gets_to_where_links_lead(storage: DiskStorage
     assert files(root) == ["out/job1/0.jpg"]
 
 
-@pytest.mark.parametrize("key", ["raw/job1/0.png", "master/job1/0.png"])
+@pytest.mark.parametrize("key", ["raw/job1/0.png", "master/job1/0.png", "quarantine/job1/0.png"])
 async def test_what_is_private_gets_no_link(storage: DiskStorage, key: str) -> None:
     with pytest.raises(ValueError, match="private"):
         storage.link(key, filename="a.png", expires_at=2e6)

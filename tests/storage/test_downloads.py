@@ -150,7 +150,7 @@ async def test_a_signature_for_an_upload_opens_no_download(client: httpx.AsyncCl
     assert (await client.get(local(url))).status_code == 403
 
 
-@pytest.mark.parametrize("key", ["raw/job1/0.png", "master/job1/0.png"])
+@pytest.mark.parametrize("key", ["raw/job1/0.png", "master/job1/0.png", "quarantine/job1/0.png"])
 async def test_private_files_are_not_served_even_when_signed(
     client: httpx.AsyncClient, storage: DiskStorage, key: str
 ) -> None:
@@ -159,11 +159,13 @@ async def test_private_files_are_not_served_even_when_signed(
     assert (await client.get(local(url))).status_code == 404
 
 
-async def test_a_quarantined_picture_has_a_link_too(client: httpx.AsyncClient, storage: DiskStorage) -> None:
-    await storage.keep("quarantine/job1/0.png", PNG)
-    url = storage.link("quarantine/job1/0.png", filename="blocked.png", expires_at=EXPIRES)
+async def test_a_signed_copy_of_a_blocked_picture_has_a_link_too(
+    client: httpx.AsyncClient, storage: DiskStorage
+) -> None:
+    await storage.publish("unsafe/job1/0.jpg", signed())
+    url = storage.link("unsafe/job1/0.jpg", filename="blocked.jpg", expires_at=EXPIRES)
     answer = await client.get(local(url))
-    assert (answer.content, answer.headers["content-type"]) == (PNG, "image/png")
+    assert (answer.content, answer.headers["content-type"]) == (signed().data, "image/jpeg")
 
 
 async def test_a_removed_picture_is_404(client: httpx.AsyncClient, storage: DiskStorage, link: str) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.core.images import Job, Notice, State, StoredPicture
+from gateway.core.images import Job, Notice, Outcome, PictureReview, State, StoredPicture
 
 #: Gives the address of a picture and the time when it expires.
 Link = Callable[[StoredPicture], tuple[str, float]]
+#: Gives the address of a blocked picture to a caller who may see it.
+UnsafeLink = Callable[[PictureReview], str | None]
 
 #: The states of the reference. Blocked is a completed job with an unsafe verdict.
 STATUS: dict[State, str] = {
@@ -49,6 +51,7 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
             }
         )
     delivered = next(picture for picture in outcome.pictures if picture.type == "signed")
+    first = seeds.get(delivered.index, drawing.seed + delivered.index)
     return {
         "id": job.public_id,
         "gen_id": job.gen_id,
@@ -72,7 +75,9 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
         "fingerprint": delivered.sha256,
         "images": images,
         "compliance_ruleset_version": outcome.verdict.ruleset_version,
-        "seed": job.drawn.pictures[0].seed,
+        "compliance_reviewer": _who(outcome.verdict.reviewer),
+        "compliance_findings": list(outcome.verdict.findings),
+        "seed": first,
         "steps": job.drawn.steps,
         "guidance": job.drawn.guidance,
         "sampler": job.drawn.sampler,
@@ -88,18 +93,47 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
     }
 
 
-def blocked(job: Job) -> dict[str, Any]:
-    """What is said of a picture that the review blocked; nothing of it is handed out."""
+def blocked(job: Job, unsafe: UnsafeLink) -> dict[str, Any]:
+    """What is said of a job of which nothing may leave: why, and to a key with the scope where to see it."""
     assert job.outcome is not None
-    verdict = job.outcome.verdict
-    names = ", ".join(verdict.categories) or "content policy"
     return {
         "compliance": "unsafe",
-        "error": f"Content blocked — flagged for: {names}",
-        "filter_categories": list(verdict.codes),
+        **_refusal(job.outcome, next(map(unsafe, job.outcome.reviews), None)),
         "code": "content_blocked",
         "request_id": job.request_id,
+        **blocked_pictures(job, unsafe),
     }
+
+
+def blocked_pictures(job: Job, unsafe: UnsafeLink) -> dict[str, Any]:
+    """The member ``blocked``, with each blocked picture of several; nothing when there is none."""
+    assert job.outcome is not None
+    seeds = {picture.index: picture.seed for picture in job.drawn.pictures} if job.drawn else {}
+    told = [
+        {
+            "index": review.index,
+            "seed": seeds.get(review.index),
+            **_refusal(job.outcome if review.verdict.safe else review, unsafe(review)),
+        }
+        for review in job.outcome.reviews
+        if not review.verdict.safe or not job.outcome.pictures
+    ]
+    return {"blocked": told} if told and job.drawing.n > 1 else {}
+
+
+def _refusal(of: Outcome | PictureReview, url: str | None) -> dict[str, Any]:
+    names = ", ".join(of.verdict.categories) or "content policy"
+    told = {
+        "error": f"Content blocked — flagged for: {names}",
+        "filter_categories": list(of.verdict.codes),
+    }
+    # Wrapped as the reference has it, to discourage casual display.
+    return told | ({"unsafe_url": base64.b64encode(url.encode()).decode()} if url else {})
+
+
+def _who(reviewer: str) -> str:
+    """The reviewers; of a person only that it was one."""
+    return "human" if reviewer.startswith("human:") else reviewer
 
 
 def warnings(notices: Sequence[Notice]) -> dict[str, Any]:

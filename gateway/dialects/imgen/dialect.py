@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import orjson
@@ -65,7 +66,6 @@ class ImgenDialect:
         service: GenerationService,
         access: Access,
         *,
-        rulesets: frozenset[str],
         unknown_character: str = "error",
         unknown_ruleset: str = "default",
     ) -> None:
@@ -73,7 +73,7 @@ class ImgenDialect:
         self._access = access
         self._reader = RequestReader(
             service.catalog,
-            rulesets=rulesets,
+            rulesets=lambda: service.rulesets,
             unknown_character=unknown_character,
             unknown_ruleset=unknown_ruleset,
         )
@@ -101,6 +101,7 @@ class ImgenDialect:
         if isinstance(error, PromptBlocked):
             body["filter_categories"] = list(error.rules)
             body["categories"] = list(error.categories)
+            body["classes"] = list(error.classes)
         if isinstance(error, InvalidField):
             body["field"] = error.field
         headers = {}
@@ -156,7 +157,7 @@ class ImgenDialect:
             },
             "sizes": [f"{width}x{height}" for width, height in SIZES],
             "formats": list(FORMATS),
-            "rulesets": sorted(self._reader.rulesets),
+            "rulesets": sorted(self._service.rulesets),
         }
 
     async def _generate(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
@@ -177,11 +178,13 @@ class ImgenDialect:
     async def _status(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         job = await self._service.find(caller, "imgen", job_id(body))
         status: dict[str, Any] = {"status": answer.STATUS[job.state]}
+        unsafe = partial(self._service.unsafe_link, caller, job)
         match job.state:
             case State.COMPLETED:
-                return status | {"compliance": "safe", "meta": answer.meta(job, self._service.link)}
+                safe = {"compliance": "safe", "meta": answer.meta(job, self._service.link)}
+                return status | safe | answer.blocked_pictures(job, unsafe)
             case State.BLOCKED:
-                return status | answer.blocked(job)
+                return status | answer.blocked(job, unsafe)
             case State.QUEUED | State.RUNNING | State.FINISHING:
                 if job.total_steps:
                     status["progress"] = {"step": job.step, "total_steps": job.total_steps}

@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,12 +38,12 @@ _CACHE = re.compile(r"cache_[0-9a-f]{32}")
 
 
 class RequestReader:
-    """Reads `generate` requests against a catalogue and the names of the rulesets."""
+    """Reads `generate` requests against a catalogue and the names of the rulesets, which a remote ACS may change."""
 
     def __init__(
-        self, catalog: Catalog, *, rulesets: frozenset[str], unknown_character: str, unknown_ruleset: str
+        self, catalog: Catalog, *, rulesets: Callable[[], Collection[str]], unknown_character: str, unknown_ruleset: str
     ) -> None:
-        self.rulesets = rulesets
+        self._rulesets = rulesets
         self._catalog = catalog
         self._unknown_character = unknown_character
         self._unknown_ruleset = unknown_ruleset
@@ -133,11 +133,12 @@ class RequestReader:
 
     def _ruleset(self, fields: Fields) -> str:
         wanted = fields.text("compliance_ruleset").strip()
-        if not wanted or wanted in self.rulesets:
+        known = self._rulesets()
+        if not wanted or wanted in known:
             return wanted or "default"
         if self._unknown_ruleset == "error":
             raise InvalidField(
-                "compliance_ruleset", "is not known here", fix=f"Use one of: {', '.join(sorted(self.rulesets))}."
+                "compliance_ruleset", "is not known here", fix=f"Use one of: {', '.join(sorted(known))}."
             )
         fields.note("fallback", "compliance_ruleset", "default")
         return "default"
