@@ -24,6 +24,7 @@ from starlette.routing import BaseRoute, Route
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
+from compliance.review import Reviewer
 from compliance.sign import Signer
 from gateway import __version__
 from gateway.acs.build import panel_of
@@ -55,10 +56,16 @@ from gateway.storage.disk import DiskStorage
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
-    """One gateway. Builds without I/O but for reading the catalogue and the secret; opens everything in the lifespan.
+def create_app(
+    settings: Settings,
+    *,
+    backend_transport: httpx.AsyncBaseTransport | None = None,
+    reviewers: Sequence[Reviewer] = (),
+) -> Starlette:
+    """One gateway. Builds without I/O but for reading the files that the settings name; opens all in the lifespan.
 
-    Raises `CatalogError` and `SettingsError`, which name what to mend.
+    ``reviewers`` are asked beside those of the settings. Raises `CatalogError`, `SettingsError` and
+    `compliance.errors.BadRules`, which name what to mend.
     """
     if not settings.backend_url:
         raise SettingsError(
@@ -84,7 +91,7 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
         min_workers=settings.backend_min_workers,
         transport=backend_transport,
     )
-    compliance = LocalCompliance(panel_of(settings), threads=settings.review_threads)
+    compliance = LocalCompliance(panel_of(settings, reviewers), threads=settings.review_threads)
     finisher = Finisher(
         storage=storage,
         compliance=compliance,
