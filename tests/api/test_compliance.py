@@ -32,6 +32,15 @@ looks_at = "picture"
 [rules.reviewers]
 detector = ["blue"]
 [[rules]]
+id = "adult"
+category = "ADULT_NSFW"
+name = "Adult content"
+looks_at = "prompt"
+refuse_prompt = true
+except_tiers = ["pro"]
+[rules.reviewers]
+text = ["ADULT_NSFW"]
+[[rules]]
 id = "gone"
 category = "COLOUR"
 name = "Gone"
@@ -166,6 +175,25 @@ async def test_a_tier_may_be_excepted_from_a_rule(gateway):
                 await anyio.sleep(0.05)
         seen[name] = told["compliance"]
     assert seen == {"standard": "unsafe", "pro": "safe"}
+
+
+async def test_a_ruleset_may_refuse_a_prompt_before_it_is_drawn_and_except_a_tier(colours):
+    gateway = await colours("red")
+    body = {"action": "generate", "prompt": "a nude woman", "compliance_ruleset": "colours"}
+    answer = await gateway.post(body, key=await key_with(gateway))
+    told = answer.json()
+    assert (answer.status_code, told["error"], told["code"]) == (400, "Prompt blocked", "safety_violation")
+    assert (told["filter_categories"], told["categories"], told["classes"]) == (
+        ["adult"], ["Adult content"], ["ADULT_NSFW"],
+    )  # fmt: skip
+    assert gateway.runpod.submitted == []
+    assert (await gateway.post(body, key=await key_with(gateway, tier="pro"))).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["cs_title", "cs_author", "cs_description", "cs_organization", "cs_vendor"])
+async def test_words_that_are_to_be_signed_pass_the_gate_too(gateway, field):
+    answer = await gateway.post({"action": "generate", "prompt": "a house", field: "nude child"})
+    assert (answer.status_code, answer.json()["error"]) == (400, "Prompt blocked")
 
 
 async def test_a_silent_reviewer_keeps_the_job_in_progress_until_it_speaks(colours):
