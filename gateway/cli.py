@@ -186,15 +186,16 @@ def generate(
         picture = console.wait(client, ticket)
         contents = [client.download(file) for file in picture.files]
     meta = picture.meta
-    for index, content in enumerate(contents):
-        path = output or Path(picture.files[index].filename)
-        if output and len(contents) > 1:
-            path = output.with_stem(f"{output.stem}_{index + 1}")
+    for blocked in picture.blocked:
+        console.say(f"picture {blocked['index'] + 1}: {blocked['error']} ({', '.join(blocked['filter_categories'])})")
+    for file, content in zip(picture.files, contents, strict=True):
+        path = output or Path(file.filename)
+        if output and (n or 1) > 1:
+            path = output.with_stem(f"{output.stem}_{file.index + 1}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         report = read(content, _anchors(settings, None))
-        seed = meta.get("seed", 0) + index
-        console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {seed}")
+        console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {file.seed}")
         console.say(f"{report.state}: signed by {report.signer or 'nobody'}, {report.when}")
         typer.echo(str(path))
 
