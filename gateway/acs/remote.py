@@ -143,7 +143,7 @@ class RemoteCompliance:
         try:
             self._known = rulesets_in(await self._call("GET", "/v1/rulesets", None, min(QUICK, self._timeout)))
         except ReviewUnavailable as exc:
-            return f"the compliance service gives no answer: {exc.message}"
+            return exc.message[:1].lower() + exc.message[1:].rstrip(".")
         except (ValueError, BrokenRender):
             return "the compliance service does not tell its rulesets; check IMGEN_ACS_URL"
         return ""
@@ -210,11 +210,13 @@ class RemoteCompliance:
                 if len(body) > _MAX_ANSWER:
                     fix = "Check IMGEN_ACS_URL: it is another program."
                     raise ReviewUnavailable("The compliance service answered far too much.", fix=fix)
-        if response.status_code in _BUSY:
+        if response.status_code == 200:
+            return bytes(body)
+        code, sentence = fault_in(bytes(body))
+        # Its reviewers have had their own attempts by then, and it asks for a pause: that is up to whoever asks us.
+        if response.status_code in _BUSY and code != ReviewUnavailable.code:
             raise _TryAgain(f"status {response.status_code}")
-        if response.status_code != 200:
-            raise _refused(response.status_code, *fault_in(bytes(body)))
-        return bytes(body)
+        raise _refused(response.status_code, code, sentence)
 
 
 def _refused(status: int, code: str, sentence: str) -> Exception:
@@ -229,6 +231,9 @@ def _refused(status: int, code: str, sentence: str) -> Exception:
         case 404, "unknown_ruleset":
             fix = "Give it the ruleset's file in its IMGEN_RULESETS."
             return ReviewUnavailable("The compliance service does not have this ruleset.", fix=fix)
+        case _, ReviewUnavailable.code:
+            fix = "Its log has the reason under this request's id; the next attempt may succeed."
+            return ReviewUnavailable("The compliance service has no verdict now.", fix=fix)
         case _, _:
             fix = "Check IMGEN_ACS_URL; the service's log has more."
             return ReviewUnavailable(f"The compliance service answered with status {status}.", fix=fix)

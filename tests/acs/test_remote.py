@@ -364,6 +364,24 @@ async def test_the_request_id_goes_along(reach: Any, panel: Panel) -> None:
     assert seen == [None, "req_0123456789"]
 
 
+async def test_a_proxy_s_fault_is_tried_again_at_once_and_the_service_s_own_is_not(reach: Any, panel: Panel) -> None:
+    asked = []
+
+    def answer(question: dict[str, Any]) -> httpx.Response:
+        asked.append(question["stage"])
+        if question["stage"] == "gate" and len(asked) < 3:
+            return httpx.Response(503, text="no healthy upstream")
+        if question["stage"] == "gate":
+            return httpx.Response(200, json=true_answer(panel, question))
+        return httpx.Response(503, json={"error": "The review gave no verdict.", "code": "compliance_unavailable"})
+
+    async with reach(service(answer)) as compliance:
+        assert (await compliance.gate(words(), "default")).safe
+        with pytest.raises(ReviewUnavailable, match="no verdict now"):
+            await compliance.review(PLAIN, words(), "default")
+    assert asked == ["gate", "gate", "gate", "review"]
+
+
 # Real sockets.
 
 
