@@ -25,10 +25,13 @@ from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
 from compliance.review import Reviewer
+from compliance.reviewers.words import Words
+from compliance.rules import PromptGate
 from compliance.sign import Signer
 from gateway import __version__
 from gateway.acs.build import panel_of
 from gateway.acs.local import LocalCompliance
+from gateway.acs.remote import RemoteCompliance
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
 from gateway.core.advance import Advancer, Policy
@@ -91,7 +94,7 @@ def create_app(
         min_workers=settings.backend_min_workers,
         transport=backend_transport,
     )
-    compliance = LocalCompliance(panel_of(settings, reviewers), threads=settings.review_threads)
+    compliance = compliance_of(settings, reviewers)
     finisher = Finisher(
         storage=storage,
         compliance=compliance,
@@ -209,6 +212,14 @@ def _translated(exc: Exception) -> GatewayError:
         case _:
             log.error("request failed", exc_info=exc)
             return InternalError()
+
+
+def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> LocalCompliance | RemoteCompliance:
+    """The reviewers of this process or, where the settings name one, a service of its own."""
+    if not settings.acs_url:
+        return LocalCompliance(panel_of(settings, reviewers), threads=settings.acs_threads)
+    words = Words(PromptGate.built_in())
+    return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
 
 
 def secret_of(settings: Settings) -> bytes:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.to_thread
 
-from compliance.errors import ReviewUnavailable
 from compliance.panel import Panel
 from compliance.picture import Raw
 from compliance.review import Context
@@ -37,25 +36,15 @@ class LocalCompliance:
         return {name: ruleset.version for name, ruleset in self._panel.rulesets.items()}
 
     async def gate(self, context: Context, ruleset: str) -> Verdict:
-        self._know(ruleset)
         if len(context.positive) + len(context.negative) <= SHORT:
             return self._panel.gate(context, ruleset)
         return await anyio.to_thread.run_sync(self._panel.gate, context, ruleset)
 
     async def upload(self, picture: Raw, ruleset: str) -> Verdict:
-        self._know(ruleset)
         return await anyio.to_thread.run_sync(self._panel.upload, picture, ruleset, limiter=self._limiter)
 
     async def review(self, picture: Raw, context: Context, ruleset: str) -> Verdict:
-        self._know(ruleset)
         return await anyio.to_thread.run_sync(self._panel.review, picture, context, ruleset, limiter=self._limiter)
 
     async def readiness(self) -> Readiness:
         return Readiness(ready=True)
-
-    def _know(self, ruleset: str) -> None:
-        """A job may name a ruleset that was there when it was taken and is not since the last start."""
-        if ruleset not in self._panel.rulesets:
-            raise ReviewUnavailable(
-                f"There is no ruleset {ruleset!r}.", fix=f"Bring it back; there are: {', '.join(self._panel.rulesets)}."
-            )

@@ -27,7 +27,7 @@ def acs(
     from gateway.settings import Settings
 
     settings = Settings.from_environ(os.environ)
-    key = str(getattr(settings, "acs_key", ""))
+    key = settings.acs_key
     if len(key) < _KEY_LENGTH or not key.isascii():
         raise SettingsError(
             f"IMGEN_ACS_KEY: must have {_KEY_LENGTH} plain characters at least",
@@ -38,7 +38,7 @@ def acs(
         panel = panel_of(settings)
     except ComplianceError as exc:
         raise SettingsError(exc.message, fix=exc.fix) from exc
-    serve(panel, key=key, threads=int(getattr(settings, "acs_threads", 4)), host=host, port=port)
+    serve(panel, key=key, threads=settings.acs_threads, host=host, port=port)
 
 
 def serve(panel: Panel, *, key: str, threads: int, host: str, port: int) -> None:
