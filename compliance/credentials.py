@@ -90,6 +90,29 @@ def certificates(pem: bytes, what: str) -> list[x509.Certificate]:
         ) from exc
 
 
+def trusted_leaf(chain_pem: bytes, anchors_pem: bytes) -> x509.Certificate:
+    """The certificate at the start of a chain that leads to one of the anchors and may sign. Raises BadCredentials.
+
+    Validity in time is not checked here.
+    """
+    chain = certificates(chain_pem, "The signing chain")
+    _check_profile(chain[0])
+    _check_order(chain, certificates(anchors_pem, "The list of anchors"))
+    for issuer in chain[1:]:
+        constraints = _extension(issuer, x509.BasicConstraints)
+        if constraints is None or not constraints.ca:
+            raise BadCredentials(
+                f"In the chain, {_name(issuer.subject)!r} has issued a certificate, but is no authority.",
+                fix="Trust nothing that was signed with this chain.",
+            )
+    return chain[0]
+
+
+def common_name(name: x509.Name) -> str:
+    """What people call the subject or issuer of a certificate."""
+    return _name(name)
+
+
 def _matching_algorithm(leaf: x509.Certificate, key_pem: bytes) -> str:
     if b"BEGIN PRIVATE KEY" not in key_pem:
         raise BadCredentials(

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,14 @@ from gateway.acs.local import LocalCompliance
 from gateway.acs.remote import RemoteCompliance
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
-from gateway.core.advance import Advancer, Policy
+from gateway.core.advance import Advancer, Policy, withdraw
+from gateway.core.appeals import Appeals
+from gateway.core.audit import Audit
 from gateway.core.catalog import load
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
+from gateway.core.operator import OperatorEvents
+from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
 from gateway.dialects.base import Dialect, Json
 from gateway.dialects.imgen import ImgenDialect
@@ -48,13 +53,17 @@ from gateway.errors import (
     RouteNotFound,
     SettingsError,
 )
+from gateway.jobs.appeals import SqlAppeals
+from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
+from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
 from gateway.jobs.store import SqlJobs
 from gateway.middleware import RequestId
 from gateway.settings import Settings
 from gateway.storage.disk import DiskStorage
+from gateway.webhooks import Webhook
 
 log = structlog.get_logger(__name__)
 
@@ -110,12 +119,30 @@ def create_app(
         now=time.time,
     )
     jobs = SqlJobs(database)
+    audit = Audit(SqlAudit(database), now=time.time, keep_prompts=settings.audit_prompts)
+    events = SqlEvents(database)
+    notifier = (
+        Webhook(settings.operator_webhook, settings.operator_secret, now=time.time)
+        if settings.operator_webhook
+        else None
+    )
+    safeguard = Safeguard(
+        keys=keys,
+        jobs=jobs,
+        events=events,
+        audit=audit,
+        withdraw=partial(withdraw, backend),
+        mode=settings.minors_hold,
+        now=time.time,
+    )
     policy = Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__})
     advancer = Advancer(
         jobs=jobs,
         backend=backend,
         storage=storage,
         finisher=finisher,
+        audit=audit,
+        safeguard=safeguard,
         policy=policy,
         now=time.time,
         webhook=backend.webhook,
@@ -128,6 +155,8 @@ def create_app(
         compliance=compliance,
         finisher=finisher,
         advancer=advancer,
+        appeals=Appeals(store=SqlAppeals(database), jobs=jobs, audit=audit, now=time.time),
+        safeguard=safeguard,
         policy=policy,
         now=time.time,
     )
@@ -152,6 +181,9 @@ def create_app(
             if settings.api_key:
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
+            if notifier is not None:
+                await stack.enter_async_context(notifier.open())
+                await stack.enter_async_context(OperatorEvents(events, notifier, now=time.time).running())
             log.info("gateway open", url=settings.base_url(), database=settings.database().partition(":")[0])
             yield
         log.info("gateway closed")

@@ -10,6 +10,8 @@ import typer
 
 from gateway import __version__
 from gateway.commands.acs import acs
+from gateway.commands.appeals import app as appeals_app
+from gateway.commands.audit import app as audit_app
 
 if TYPE_CHECKING:
     from gateway.client import Client
@@ -38,6 +40,8 @@ app.add_typer(keys_app, name="keys")
 models_app = typer.Typer(invoke_without_command=True)
 app.add_typer(models_app, name="models")
 app.command()(acs)
+app.add_typer(audit_app, name="audit")
+app.add_typer(appeals_app, name="appeals")
 
 Data = Annotated[Path | None, typer.Option(help="Data folder; IMGEN_DATA, or var.", show_default=False)]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; IMGEN_HOST, or 127.0.0.1.", show_default=False)]
@@ -381,7 +385,7 @@ def list_keys(data: Data = None) -> None:
                 key.tier,
                 " ".join(sorted(key.scopes)),
                 datetime.fromtimestamp(key.created_at, UTC).isoformat(sep=" ", timespec="seconds"),
-                "active" if key.disabled_at is None else "disabled",
+                keys.state(key),
             )
             for key in asyncio.run(run())
         ],
@@ -406,6 +410,23 @@ def disable_key(key_id: Annotated[str, typer.Argument(metavar="ID")], data: Data
     if not asyncio.run(run()):
         raise fail(f"There is no active key {key_id}.", "See: imgen keys list")
     say(f"{key_id} is disabled")
+
+
+@keys_app.command("release")
+def release_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID")],
+    by: Annotated[str, typer.Option(help="Who has looked into it, for the audit.")],
+    data: Data = None,
+) -> None:
+    """Accept a key again that was held after a review."""
+    import asyncio
+
+    from gateway.console import fail, say
+    from gateway.desk import keys
+
+    if not asyncio.run(keys.release_key(_settings(data=data), key_id, by=by)):
+        raise fail(f"There is no held key {key_id}.", "See: imgen keys list")
+    say(f"{key_id} is accepted again")
 
 
 def _settings(**given: object) -> Settings:

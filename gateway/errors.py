@@ -5,15 +5,16 @@ x GatewayError
     + InvalidJson, MissingAction, UnknownAction, InvalidField, PromptRequired, PromptTooLong, InvalidCharacter, BadId
   x BodyTooLarge
   x AccessDenied
-    + MissingKey, InvalidKey, DisabledKey
+    + MissingKey, InvalidKey, DisabledKey, HeldKey
   x PromptBlocked             the content policy refused the words
     + ReferenceBlocked        or a picture that came with them
   x NotFound
-    + JobNotFound, CachedResultNotFound, CacheMiss, RouteNotFound
+    + JobNotFound, CachedResultNotFound, CacheMiss, RouteNotFound, AppealNotFound
   + MethodNotAllowed
   + JobNotOpen                the job has ended, so it cannot be cancelled
+  + NothingToAppeal, AppealDecided, NotReleasable
   x Unavailable               somebody behind us does not answer; the job survives
-    + BackendUnavailable, StorageUnavailable, StoreUnavailable, ComplianceUnavailable
+    + BackendUnavailable, StorageUnavailable, StoreUnavailable, ComplianceUnavailable, NotifierUnavailable
   + BackendRefused            the GPU backend refused the job for good
   + FinishingFailed           a drawn picture could not be reviewed, encoded or signed
   + CatalogError, SettingsError   stop the start, never a request
@@ -136,6 +137,13 @@ class DisabledKey(AccessDenied):
     fix = "Ask the operator for a new key."
 
 
+class HeldKey(AccessDenied):
+    """API key is disabled"""
+
+    code = "api_key_held"
+    fix = "Ask the operator: the key is held after a review."
+
+
 class PromptBlocked(GatewayError):
     """Prompt blocked"""
 
@@ -173,6 +181,13 @@ class JobNotFound(NotFound):
     fix = "Send an id that generate returned to this API key."
 
 
+class AppealNotFound(NotFound):
+    """Appeal not found"""
+
+    code = "appeal_not_found"
+    fix = "See: imgen appeals list --all"
+
+
 class CacheMiss(NotFound):
     """No cached result found"""
 
@@ -197,6 +212,27 @@ class JobNotOpen(GatewayError):
     """Job has already ended"""
 
     code = "job_not_open"
+
+
+class NothingToAppeal(GatewayError):
+    """Nothing of this job is blocked"""
+
+    code = "nothing_to_appeal"
+    fix = "Appeal a job whose status is blocked, or that has blocked pictures."
+
+
+class AppealDecided(GatewayError):
+    """The appeal has been decided"""
+
+    code = "appeal_decided"
+    fix = "The decision is final; generate again with another prompt."
+
+
+class NotReleasable(GatewayError):
+    """Nobody may release this picture"""
+
+    code = "not_releasable"
+    fix = "Uphold it: a picture that falls under such a rule is never handed out in any form."
 
 
 class Unavailable(GatewayError):
@@ -230,6 +266,12 @@ class ComplianceUnavailable(Unavailable):
 
     code = "compliance_unavailable"
     fix = "Send the request again in a few seconds."
+
+
+class NotifierUnavailable(Unavailable):
+    """The operator's webhook did not take the event"""
+
+    code = "notifier_unavailable"
 
 
 class BackendRefused(GatewayError):

@@ -64,6 +64,12 @@ class Settings(BaseModel):
     )
     acs_timeout: Seconds = Field(60, description="Seconds that one review of the compliance service may take")
     acs_threads: int = Field(4, ge=1, le=256, description="Pictures that are reviewed at the same time")
+    minors_hold: Literal["picture", "prompt", "off"] = Field(
+        "picture", description="When a rule about minors holds the key: for a picture, for refused words too, or never"
+    )
+    operator_webhook: HttpUrl = Field("", description="Where the operator's events are sent, signed; none when empty")
+    operator_secret: str = Field("", description="Secret of that webhook, whsec_ and Base64 (Standard Webhooks)")
+    audit_prompts: bool = Field(False, description="Whether the audit holds prompts, and not only their hashes")
     unsafe_url_ttl: Seconds = Field(300, description="Seconds that the URL of a blocked picture lives")
 
     signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
@@ -89,6 +95,8 @@ class Settings(BaseModel):
             raise ValueError("secret: must have 32 characters at least")
         if (self.signing_chain is None) != (self.signing_key is None):
             raise ValueError("signing_chain: set it together with signing_key")
+        if self.operator_webhook and not self.operator_secret:
+            raise ValueError("operator_webhook: set it together with operator_secret")
         if self.acs_key and not (self.acs_key.isascii() and len(self.acs_key) >= 16):
             raise ValueError("acs_key: must have 16 ASCII characters at least")
         if self.acs_url and not self.acs_key:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from gateway.core.images import ApiKey, Caller
 from gateway.core.ports import Keys
-from gateway.errors import DisabledKey, InvalidKey, MissingKey
+from gateway.errors import DisabledKey, HeldKey, InvalidKey, MissingKey
 
 #: Seconds for which a look-up is remembered: how long a disabled key may go on at most.
 REMEMBERED = 1.0
@@ -48,7 +48,7 @@ class Access:
         self._seen: dict[str, tuple[float, ApiKey | None]] = {}
 
     async def caller(self, authorization: str | None) -> Caller:
-        """Raises `MissingKey`, `InvalidKey` or `DisabledKey`."""
+        """Raises `MissingKey`, `InvalidKey`, `DisabledKey` or `HeldKey`."""
         scheme, _, secret = (authorization or "").partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret:
@@ -58,6 +58,8 @@ class Access:
             raise InvalidKey
         if key.disabled_at is not None:
             raise DisabledKey
+        if key.held_at is not None:
+            raise HeldKey
         return Caller(key_id=key.id, tenant=key.tenant, tier=key.tier, scopes=key.scopes)
 
     async def _find(self, hashed: str) -> ApiKey | None:

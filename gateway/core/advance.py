@@ -17,9 +17,11 @@ import anyio
 import anyio.abc
 import structlog
 
+from gateway.core.audit import Audit
 from gateway.core.finishing import DrawAgain, Finisher, raw_key, raw_prefix
 from gateway.core.images import Fault, Job, Outcome, RenderOrder, Report, State
 from gateway.core.ports import Backend, Jobs, Storage
+from gateway.core.safeguard import Safeguard
 from gateway.errors import BackendRefused, BackendUnavailable, GatewayError, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -56,6 +58,8 @@ class Advancer:
         backend: Backend,
         storage: Storage,
         finisher: Finisher,
+        audit: Audit,
+        safeguard: Safeguard,
         policy: Policy,
         now: Callable[[], float],
         webhook: Callable[[str, int], str | None] = lambda gen_id, attempt: None,
@@ -64,6 +68,8 @@ class Advancer:
         self._backend = backend
         self._storage = storage
         self._finisher = finisher
+        self._audit = audit
+        self._safeguard = safeguard
         self._policy = policy
         self._now = now
         self._webhook = webhook
@@ -142,7 +148,7 @@ class Advancer:
         log.info("job submitted", job=job.gen_id, backend_id=backend_id, attempt=job.attempt)
         if not await self._jobs.save(submitted, lease=lease, release=True):
             # Cancelled, or taken over, while the backend answered: what we started must not draw.
-            await self.withdraw(submitted)
+            await withdraw(self._backend, submitted)
         return submitted
 
     async def _hand_over_again(self, job: Job, lease: str) -> None:
@@ -188,7 +194,7 @@ class Advancer:
                 )
                 if now >= job.deadline_at + self._policy.execution_timeout:
                     await self.end(open_job, lease, State.TIMED_OUT, Fault(code="deadline"))
-                    await self.withdraw(open_job)
+                    await withdraw(self._backend, open_job)
                 else:
                     await self._jobs.save(open_job, lease=lease, release=True)
             case "timed_out":
@@ -244,6 +250,8 @@ class Advancer:
         except GatewayError as exc:
             await self._finish_later(job, lease, exc)
             return
+        # Before the row says so: after a crash in between the job is finished again, and all of this is done over.
+        await self._record(job, finished)
         state = _state_of(finished)
         done = replace(job, state=state, outcome=finished, finished_at=self._now())
         if not await self._jobs.save(done, lease=lease, release=True):
@@ -252,6 +260,16 @@ class Advancer:
             return
         log.info("job finished", job=job.gen_id, state=state, timings=finished.timings)
         await self._finisher.tidy(done)
+
+    async def _record(self, job: Job, outcome: Outcome) -> None:
+        """Every verdict goes into the audit, and one about minors has consequences, before any picture can be read."""
+        assert job.drawn is not None
+        hashes = {picture.index: picture.sha256 for picture in job.drawn.pictures}
+        before = {review.index: review.verdict for review in job.outcome.reviews} if job.outcome else {}
+        for review in outcome.reviews:
+            if before.get(review.index) != review.verdict:
+                await self._audit.verdict(job, review.index, review.verdict, hashes[review.index])
+        await self._safeguard.minors(job, outcome.verdict)
 
     async def _finish_later(self, job: Job, lease: str, exc: GatewayError) -> None:
         log.warning("finishing failed", job=job.gen_id, code=exc.code, error=exc.message, tries=job.tries + 1)
@@ -311,15 +329,6 @@ class Advancer:
             log.warning("job ended", job=job.gen_id, state=state, code=fault.code)
             await self._storage.purge(raw_prefix(job))
 
-    async def withdraw(self, job: Job) -> None:
-        """Tell the backend to stop. Best effort: its own time limit ends the job otherwise."""
-        if job.backend_id is None:
-            return
-        try:
-            await self._backend.cancel(job.backend_id)
-        except (BackendUnavailable, BackendRefused) as exc:
-            log.warning("backend did not cancel", job=job.gen_id, error=exc.message)
-
     async def _keep_lease(self, gen_id: str, lease: str, scope: anyio.CancelScope) -> None:
         while True:
             await anyio.sleep(self._policy.lease / 3)
@@ -334,7 +343,7 @@ class Advancer:
             self._tasks.start_soon(self._let_go, job)
 
     async def _let_go(self, job: Job) -> None:
-        await self.withdraw(job)
+        await withdraw(self._backend, job)
         try:
             await self._storage.purge(raw_prefix(job))
         except Unavailable as exc:
@@ -374,6 +383,16 @@ class Advancer:
                 # The sweeper is what keeps promises to clients that never ask again: it must outlive any fault.
                 log.exception("sweep failed")
             await anyio.sleep(self._policy.sweep_interval)
+
+
+async def withdraw(backend: Backend, job: Job) -> None:
+    """Tell the backend to stop. Best effort: its own time limit ends the job otherwise."""
+    if job.backend_id is None:
+        return
+    try:
+        await backend.cancel(job.backend_id)
+    except (BackendUnavailable, BackendRefused) as exc:
+        log.warning("backend did not cancel", job=job.gen_id, error=exc.message)
 
 
 def _state_of(outcome: Outcome) -> State:

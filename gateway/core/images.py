@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from compliance.verdict import Verdict
 
@@ -48,6 +50,9 @@ class ApiKey:
     scopes: frozenset[str] = frozenset()
     created_at: float
     disabled_at: float | None = None
+    #: A held key is refused until an operator releases it; what it asked for in vain stays on record.
+    held_at: float | None = None
+    held_reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,6 +274,12 @@ class Job:
     def open(self) -> bool:
         return self.state in OPEN
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of it can change any more: what a review blocked, a person may let go."""
+        blocked = self.outcome is not None and any(not review.verdict.safe for review in self.outcome.reviews)
+        return not (self.open or self.state is State.BLOCKED or blocked)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
@@ -313,3 +324,33 @@ class Readiness:
 
     ready: bool
     reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Appeal:
+    """A caller's objection to what a review blocked: ``open``, then ``upheld`` (it stays blocked) or ``released``."""
+
+    id: str
+    gen_id: str
+    tenant: str
+    key_id: str
+    public_id: str
+    surface: str
+    reason: str
+    created_at: float
+    state: str = "open"
+    decided_at: float | None = None
+    decided_by: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that the operator must be told. The body is what JSON can hold, and never pixels or prompts."""
+
+    id: str
+    at: float
+    kind: str
+    body: Mapping[str, Any]
+    #: How often its delivery was begun.
+    tries: int = 0

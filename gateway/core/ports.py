@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from compliance.ledger import Link
 from compliance.picture import Raw, Signed
 from compliance.review import Context
 from compliance.verdict import Verdict
-from gateway.core.images import ApiKey, Job, Readiness, RenderOrder, Report, Slot
+from gateway.core.images import ApiKey, Appeal, Event, Job, Readiness, Release, RenderOrder, Report, Slot
 
 
 class Jobs(Protocol):
@@ -39,6 +40,15 @@ class Jobs(Protocol):
     async def cancel(self, gen_id: str, *, now: float) -> Job | None:
         """End the job as cancelled if it is still `CANCELLABLE`, lease or not. None when it was not."""
 
+    async def cancel_of_key(self, key_id: str, *, now: float) -> list[Job]:
+        """End all jobs of a key that are still `CANCELLABLE` as cancelled; those that were."""
+
+    async def reopen(self, gen_id: str, release: Release, *, now: float) -> Job | None:
+        """Have a blocked or completed job finished once more with what the release lets go.
+
+        None, and nothing written, when it is in another state or was reopened for the same pictures before.
+        """
+
     async def adopt(self, gen_id: str, backend_id: str) -> None:
         """Note the backend id of an open job that has none: the crash came between the hand-over and the write."""
 
@@ -56,6 +66,68 @@ class Keys(Protocol):
     async def list(self) -> Sequence[ApiKey]: ...
 
     async def disable(self, key_id: str, *, now: float) -> bool: ...
+
+    async def hold(self, key_id: str, reason: str, *, now: float) -> bool:
+        """Refuse the key until it is released. False when there is no such key, or it was held before."""
+
+    async def release(self, key_id: str) -> bool:
+        """Accept a held key again. False when there is no such key, or it is not held."""
+
+
+class AuditLog(Protocol):
+    """The audit: entries that follow each other without a gap and are never changed."""
+
+    async def append(self, kind: str, at: float, gen_id: str | None, body: Mapping[str, Any]) -> int:
+        """Durable when it returns the entry's number. What the body says must be what JSON can hold."""
+
+    async def after(self, seq: int, limit: int) -> list[Link]:
+        """The entries after a number, in order."""
+
+    async def of(self, gen_id: str) -> list[Link]:
+        """The entries about a job, in order."""
+
+    async def head(self) -> Link | None:
+        """The newest entry, None when there is none."""
+
+
+class AppealStore(Protocol):
+    """Appeals. A job has one open appeal at most."""
+
+    async def add(self, appeal: Appeal) -> bool:
+        """False, and nothing written, when the job has an open one."""
+
+    async def get(self, appeal_id: str) -> Appeal | None: ...
+
+    async def latest(self, gen_id: str) -> Appeal | None:
+        """The job's newest appeal."""
+
+    async def list(self, state: str | None) -> Sequence[Appeal]:
+        """Those in a state, or all, oldest first."""
+
+    async def decide(self, appeal_id: str, state: str, *, by: str, note: str, now: float) -> Appeal | None:
+        """Close an open appeal. None when it was not open."""
+
+
+class Events(Protocol):
+    """What the operator must be told, kept until it was delivered."""
+
+    async def add(self, event: Event) -> bool:
+        """Durable when it returns. False when an event of this id is there already."""
+
+    async def due(self, *, now: float, limit: int) -> Sequence[Event]:
+        """Those to deliver now, longest waiting first."""
+
+    async def later(self, event: Event, *, next_at: float) -> bool:
+        """Note that a delivery begins, and when the next one may if this fails. False when another replica began it."""
+
+    async def delivered(self, event_id: str, *, now: float) -> None: ...
+
+
+class Notifier(Protocol):
+    """How the operator is told."""
+
+    async def send(self, event: Event) -> None:
+        """Raises `NotifierUnavailable` when it did not arrive; it may arrive twice."""
 
 
 class Backend(Protocol):

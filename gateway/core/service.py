@@ -17,9 +17,11 @@ from compliance.review import Context
 from compliance.verdict import Verdict
 from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
+from gateway.core.appeals import Appeals
 from gateway.core.catalog import Catalog, worn
 from gateway.core.finishing import Finisher, reference_key
 from gateway.core.images import (
+    Appeal,
     Caller,
     Delivery,
     Drawing,
@@ -34,6 +36,7 @@ from gateway.core.images import (
 )
 from gateway.core.ports import Backend, Compliance, Jobs, Storage
 from gateway.core.references import GivenReference, clean
+from gateway.core.safeguard import Safeguard
 from gateway.errors import (
     BackendRefused,
     BackendUnavailable,
@@ -101,6 +104,8 @@ class GenerationService:
         compliance: Compliance,
         finisher: Finisher,
         advancer: Advancer,
+        appeals: Appeals,
+        safeguard: Safeguard,
         policy: Policy,
         now: Callable[[], float],
         new_id: Callable[[], str] = new_gen_id,
@@ -112,6 +117,8 @@ class GenerationService:
         self._compliance = compliance
         self._finisher = finisher
         self._advancer = advancer
+        self._appeals = appeals
+        self._safeguard = safeguard
         self._policy = policy
         self._now = now
         self._new_id = new_id
@@ -125,9 +132,9 @@ class GenerationService:
         take it, and then the job has ended as failed and costs nothing.
         """
         drawing, delivery = self._compose(wish), replace(wish.delivery, tier=caller.tier)
-        await self._refuse(caller, drawing, delivery)
+        await self._refuse(caller, wish, drawing, delivery)
         gen_id = self._new_id()
-        drawing = replace(drawing, references=await self._take_in(caller, gen_id, wish.references, delivery))
+        drawing = replace(drawing, references=await self._take_in(caller, gen_id, wish, delivery))
         now = self._now()
         job = Job(
             gen_id=gen_id,
@@ -178,6 +185,10 @@ class GenerationService:
         self._advancer.let_go_soon(ended)
         return ended
 
+    async def appeal(self, caller: Caller, surface: str, public_id: str, reason: str) -> Appeal:
+        """Ask a person to look at what was blocked. Raises what `Appeals.file` raises."""
+        return await self._appeals.file(caller, surface, public_id, reason)
+
     async def page(self, caller: Caller, *, limit: int, before: tuple[float, str] | None) -> list[Job]:
         """The tenant's jobs, newest first."""
         return await self._jobs.page(caller.tenant, limit=limit, before=before)
@@ -213,7 +224,7 @@ class GenerationService:
             self._finisher.readiness(),
         ]
 
-    async def _refuse(self, caller: Caller, drawing: Drawing, delivery: Delivery) -> None:
+    async def _refuse(self, caller: Caller, wish: Wish, drawing: Drawing, delivery: Delivery) -> None:
         """The prompt gate: what the words alone forbid, those of the credentials that we are to sign among them."""
         positive, negative = prompts.as_drawn(drawing.positive, drawing.negative, drawing.guidance)
         claims = delivery.credentials
@@ -230,14 +241,22 @@ class GenerationService:
                 raise ComplianceUnavailable from exc
             if not verdict.safe:
                 log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
+                await self._safeguard.refused_prompt(
+                    caller,
+                    verdict,
+                    surface=wish.surface,
+                    request_id=wish.request_id,
+                    positive=context.positive,
+                    negative=context.negative,
+                )
                 raise PromptBlocked(verdict.codes, verdict.categories, _classes(verdict))
 
-    async def _take_in(
-        self, caller: Caller, gen_id: str, given: tuple[GivenReference, ...], delivery: Delivery
-    ) -> tuple[Reference, ...]:
+    async def _take_in(self, caller: Caller, gen_id: str, wish: Wish, delivery: Delivery) -> tuple[Reference, ...]:
         """Written before the row is: after a crash between the two they are swept up with the raw pictures."""
-        cleaned = [await anyio.to_thread.run_sync(clean, index, picture) for index, picture in enumerate(given)]
-        for one in cleaned:
+        cleaned = [
+            await anyio.to_thread.run_sync(clean, index, picture) for index, picture in enumerate(wish.references)
+        ]
+        for index, one in enumerate(cleaned):
             picture = await anyio.to_thread.run_sync(decode, one.data, one.sha256)
             try:
                 verdict = await self._compliance.upload(picture, delivery.ruleset)
@@ -245,6 +264,14 @@ class GenerationService:
                 raise ComplianceUnavailable from exc
             if not verdict.safe:
                 log.warning("reference refused", rules=verdict.codes, tenant=caller.tenant)
+                await self._safeguard.refused_upload(
+                    caller,
+                    verdict,
+                    surface=wish.surface,
+                    request_id=wish.request_id,
+                    index=index,
+                    sha256=one.sha256,
+                )
                 raise ReferenceBlocked(verdict.codes, verdict.categories, _classes(verdict))
         kept = []
         for index, one in enumerate(cleaned):
@@ -254,10 +281,10 @@ class GenerationService:
         return tuple(kept)
 
     async def _find(self, surface: str, public_id: str) -> Job | None:
-        """Read through a small memory: an ended job never changes, an open one is read again after a quarter second."""
+        """Read through a small memory: a settled job never changes, others are read again after a quarter second."""
         now = self._now()
         known = self._recent.get((surface, public_id))
-        if known is not None and now - known[0] < (_REMEMBERED_OPEN if known[1].open else _REMEMBERED_ENDED):
+        if known is not None and now - known[0] < (_REMEMBERED_ENDED if known[1].settled else _REMEMBERED_OPEN):
             return known[1]
         job = await self._jobs.find(surface, public_id)
         if job is not None:

@@ -8,21 +8,38 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.core.access import digest, new_key, new_secret
+from gateway.core.audit import Audit
 from gateway.core.images import ApiKey
 from gateway.desk.claim import replace_file
-from gateway.jobs.database import Database
+from gateway.desk.store import open_database
+from gateway.jobs.audit import SqlAudit
 from gateway.jobs.keys import SqlKeys
-from gateway.jobs.migrations import migrate
 from gateway.settings import Settings
 
 
 @asynccontextmanager
 async def open_keys(settings: Settings) -> AsyncIterator[SqlKeys]:
     """The keys of the job store that the settings name; its tables are made when there are none."""
-    url = settings.database()
-    await migrate(url)
-    async with Database(url).open() as database:
+    async with open_database(settings) as database:
         yield SqlKeys(database)
+
+
+async def release_key(settings: Settings, key_id: str, *, by: str) -> bool:
+    """Accept a held key again, and write it into the audit. False when there is no such key, or it is not held."""
+    async with open_database(settings) as database:
+        keys = SqlKeys(database)
+        if not any(key.id == key_id and key.held_at is not None for key in await keys.list()):
+            return False
+        # On record before it counts.
+        await Audit(SqlAudit(database), now=time.time).key_released(key_id, by=by)
+        return await keys.release(key_id)
+
+
+def state(key: ApiKey) -> str:
+    """In a word, whether a key is accepted."""
+    if key.disabled_at is not None:
+        return "disabled"
+    return "active" if key.held_at is None else "held"
 
 
 async def create_key(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, null, select, update
 
 from gateway.core.images import ApiKey
 from gateway.errors import InternalError
@@ -39,6 +39,12 @@ class SqlKeys:
         """False when there is no such key, or it was disabled before."""
         return bool(await self._database.write(_DISABLE, {"key": key_id, "now": now}))
 
+    async def hold(self, key_id: str, reason: str, *, now: float) -> bool:
+        return bool(await self._database.write(_HOLD, {"key": key_id, "why": reason, "now": now}))
+
+    async def release(self, key_id: str) -> bool:
+        return bool(await self._database.write(_RELEASE, {"key": key_id}))
+
 
 def _decode(row: Row) -> ApiKey:
     values = dict(zip(_FIELDS, row, strict=True))
@@ -55,5 +61,17 @@ _DISABLE = (
     update(api_keys)
     .where(api_keys.c.id == bindparam("key"), api_keys.c.disabled_at.is_(None))
     .values(disabled_at=bindparam("now"))
+    .returning(api_keys.c.id)
+)
+_HOLD = (
+    update(api_keys)
+    .where(api_keys.c.id == bindparam("key"), api_keys.c.held_at.is_(None))
+    .values(held_at=bindparam("now"), held_reason=bindparam("why"))
+    .returning(api_keys.c.id)
+)
+_RELEASE = (
+    update(api_keys)
+    .where(api_keys.c.id == bindparam("key"), api_keys.c.held_at.is_not(None))
+    .values(held_at=null(), held_reason=null())
     .returning(api_keys.c.id)
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gateway.core.images import Delivery, Drawing, Drawn, Fault, Job, Notice, Outcome, State
+from gateway.core.images import Delivery, Drawing, Drawn, Fault, Job, Notice, Outcome, Release, State
 from gateway.jobs.tables import jobs
 
 _VALUES: dict[str, TypeAdapter[Any]] = {
@@ -21,6 +21,7 @@ _VALUES: dict[str, TypeAdapter[Any]] = {
     "drawn": TypeAdapter(Drawn),
     "outcome": TypeAdapter(Outcome),
     "fault": TypeAdapter(Fault),
+    "release": TypeAdapter(Release),
 }
 #: Pixels that travelled inline belong into the storage, never into a row.
 _LEFT_OUT: dict[str, Any] = {"drawn": {"pictures": {"__all__": {"data"}}}}
@@ -49,6 +50,12 @@ def decode(row: Sequence[Any]) -> Job:
             values[name] = parse(text)
     values["state"] = State(values["state"])
     return Job(**values)
+
+
+def encode_release(release: Release) -> tuple[str, str]:
+    """The text of a release, and how every text of a release of the same pictures begins."""
+    text = _VALUES["release"].dump_json(release).decode()
+    return text, text[: text.index("]") + 1]
 
 
 def _encode(name: str, value: Any) -> Any:

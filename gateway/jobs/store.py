@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, null, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, bindparam, func, insert, not_, null, or_, select, tuple_, update
 
-from gateway.core.images import CANCELLABLE, OPEN, Job, State
+from gateway.core.images import CANCELLABLE, OPEN, Job, Release, State
 from gateway.errors import InternalError
 from gateway.jobs.database import Database, Duplicate, Row
-from gateway.jobs.rows import CHANGING, FIELDS, decode, encode
+from gateway.jobs.rows import CHANGING, FIELDS, decode, encode, encode_release
 from gateway.jobs.tables import jobs
 
 
@@ -54,6 +54,14 @@ class SqlJobs:
 
     async def cancel(self, gen_id: str, *, now: float) -> Job | None:
         return _one(await self._database.write(_CANCEL, {"id": gen_id, "now": now}))
+
+    async def cancel_of_key(self, key_id: str, *, now: float) -> list[Job]:
+        return [decode(row) for row in await self._database.write(_CANCEL_OF_KEY, {"of": key_id, "now": now})]
+
+    async def reopen(self, gen_id: str, release: Release, *, now: float) -> Job | None:
+        text, beginning = encode_release(release)
+        values = {"id": gen_id, "now": now, "new_release": text, "same": beginning}
+        return _one(await self._database.write(_REOPEN, values))
 
     async def adopt(self, gen_id: str, backend_id: str) -> None:
         await self._database.write(_ADOPT, {"id": gen_id, "theirs": backend_id})
@@ -108,6 +116,30 @@ _CANCEL = (
     update(jobs)
     .where(_ID, _among(CANCELLABLE))
     .values(state=State.CANCELLED.value, finished_at=bindparam("now"), lease=null(), lease_until=null())
+    .returning(*_JOB)
+)
+_CANCEL_OF_KEY = (
+    update(jobs)
+    .where(jobs.c.key_id == bindparam("of"), _among(CANCELLABLE))
+    .values(state=State.CANCELLED.value, finished_at=bindparam("now"), lease=null(), lease_until=null())
+    .returning(*_JOB)
+)
+_REOPEN = (
+    update(jobs)
+    .where(
+        _ID,
+        _among(frozenset({State.BLOCKED, State.COMPLETED})),
+        or_(jobs.c.release.is_(None), not_(jobs.c.release.startswith(bindparam("same")))),
+    )
+    .values(
+        state=State.FINISHING.value,
+        release=bindparam("new_release"),
+        next_at=bindparam("now"),
+        tries=0,
+        finished_at=null(),
+        lease=null(),
+        lease_until=null(),
+    )
     .returning(*_JOB)
 )
 _ADOPT = (

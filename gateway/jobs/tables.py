@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Double, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, Table, Text, text
 
 metadata = MetaData(
     naming_convention={
@@ -40,6 +40,7 @@ jobs = Table(
     Column("drawn", Text),
     Column("outcome", Text),
     Column("fault", Text),
+    Column("release", Text),
     Column("lease", Text),
     Column("lease_until", Double),
     # `find`: an id is unique on its surface.
@@ -50,7 +51,7 @@ jobs = Table(
     Index("ix_jobs_state_next_at", "state", "next_at"),
 )
 
-#: API keys. ``scopes`` are separated by blanks; the secret itself is nowhere.
+#: API keys. ``scopes`` are separated by blanks; the secret itself is nowhere. A held key is no caller until released.
 api_keys = Table(
     "api_keys",
     metadata,
@@ -63,5 +64,69 @@ api_keys = Table(
     Column("scopes", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("disabled_at", Double),
+    Column("held_at", Double),
+    Column("held_reason", Text),
     Index("ix_api_keys_digest", "digest", unique=True),
+)
+
+#: The audit, a chain of hashes (see `compliance.ledger`). Triggers refuse every change of what is written.
+audit = Table(
+    "audit",
+    metadata,
+    # Given by us, without a gap: whoever takes the next number makes the next link.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    Column("kind", Text, nullable=False),
+    # What the body says of the job too, for `of`.
+    Column("gen_id", Text),
+    Column("body", Text, nullable=False),
+    Column("previous", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Index("ix_audit_gen_id", "gen_id"),
+)
+
+#: What callers object to. A job has one open appeal at most.
+appeals = Table(
+    "appeals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("gen_id", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("public_id", Text, nullable=False),
+    Column("surface", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("decided_at", Double),
+    Column("decided_by", Text),
+    Column("note", Text),
+    Index("ix_appeals_gen_id_created_at", "gen_id", "created_at"),
+    Index("ix_appeals_state_created_at", "state", "created_at"),
+    Index(
+        "ix_appeals_open",
+        "gen_id",
+        unique=True,
+        sqlite_where=text("state = 'open'"),
+        postgresql_where=text("state = 'open'"),
+    ),
+)
+
+#: What the operator must be told, until it was delivered.
+events = Table(
+    "events",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("next_at", Double, nullable=False),
+    Column("delivered_at", Double),
+    Index(
+        "ix_events_next_at",
+        "next_at",
+        sqlite_where=text("delivered_at IS NULL"),
+        postgresql_where=text("delivered_at IS NULL"),
+    ),
 )

@@ -6,6 +6,7 @@ import base64
 import io
 import random
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -15,8 +16,14 @@ from PIL import Image, ImageDraw
 from compliance.verify import verify
 from gateway.app import signing_credentials
 from gateway.core import access
+from gateway.core.appeals import Appeals
+from gateway.core.audit import Audit
+from gateway.jobs.appeals import SqlAppeals
+from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
+from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
+from gateway.jobs.store import SqlJobs
 from tests.reviewers import SeesColours, Silent
 
 pytestmark = pytest.mark.anyio
@@ -161,6 +168,114 @@ async def test_one_picture_about_minors_blocks_its_job_under_every_ruleset(colou
     ended = await gateway.ended(job["id"])
     assert ended["compliance"] == "unsafe" and ended["filter_categories"] == ["minors.picture"]
     assert [blocked["index"] for blocked in ended["blocked"]] == [0, 1]
+
+
+async def test_a_picture_about_minors_holds_the_key_cancels_its_queue_and_tells_the_operator(colours):
+    gateway = await colours("magenta")
+    secret, other = await key_with(gateway), await key_with(gateway)
+    gateway.runpod.held = frozenset({1})
+    waiting = (await gateway.post({"action": "generate", "prompt": "a house"}, key=secret)).json()
+    spared = (await gateway.post({"action": "generate", "prompt": "a house"}, key=other)).json()
+    await gateway.post({"action": "generate", "prompt": "a boat"}, key=secret)
+    with anyio.fail_after(20):
+        while (refused := await gateway.post({"action": "models"}, key=secret)).status_code == 200:
+            await anyio.sleep(0.05)
+    assert (refused.status_code, refused.json()["error"]) == (401, "API key is disabled")
+    assert refused.json()["code"] == "api_key_held"
+    assert (await gateway.call("status", id=waiting["id"]))["status"] == "CANCELLED"
+    assert (await gateway.call("status", id=spared["id"]))["status"] != "CANCELLED"
+    assert gateway.runpod.cancelled
+    database = Database(gateway.settings.database())
+    async with database.open():
+        (event, *_) = await SqlEvents(database).due(now=time.time() + 1, limit=9)
+    assert event.kind == "minors" and event.body["key_held"] and "prompt" not in str(event.body)
+
+
+async def test_a_picture_about_minors_holds_no_key_where_the_operator_says_so(colours):
+    gateway = await colours("magenta", IMGEN_MINORS_HOLD="off")
+    job = await gateway.call("generate", prompt="a house")
+    assert (await gateway.ended(job["id"]))["compliance"] == "unsafe"
+    assert (await gateway.post({"action": "models"})).status_code == 200
+
+
+@asynccontextmanager
+async def appeals_of(gateway):
+    """What `imgen appeals` works with: the stores beside the running gateway."""
+    database = Database(gateway.settings.database())
+    async with database.open():
+        audit = Audit(SqlAudit(database), now=time.time)
+        yield Appeals(store=SqlAppeals(database), jobs=SqlJobs(database), audit=audit, now=time.time)
+
+
+async def test_an_appeal_brings_a_blocked_picture_to_its_owner_when_a_person_says_so(colours):
+    gateway = await colours("red", "blue")
+    job = await gateway.call("generate", prompt="two houses", n=2, seed=7, compliance_ruleset="colours")
+    before = await gateway.ended(job["id"])
+    filed = await gateway.call("appeal", id=job["id"], reason="It is only the sea.")
+    assert filed["appeal"]["state"] == "open"
+    assert (await gateway.call("appeal", id=job["id"], reason="Please."))["appeal"] == filed["appeal"]
+    async with appeals_of(gateway) as appeals:
+        await appeals.release(filed["appeal"]["id"], "kim", "It is the sea.")
+    with anyio.fail_after(60):
+        while "blocked" in (after := await gateway.call("status", id=job["id"])) or "meta" not in after:
+            await anyio.sleep(0.1)
+    images = after["meta"]["images"]
+    assert [image["index"] for image in images if image["type"] == "signed"] == [0, 1]
+    assert images[0]["sha256"] == before["meta"]["images"][0]["sha256"]
+    assert after["meta"]["release"]["indexes"] == [1] and "kim" not in str(after)
+    again = await gateway.post({"action": "appeal", "id": job["id"], "reason": "Once more."})
+    assert (again.status_code, again.json()["code"]) == (409, "appeal_decided")
+    database = Database(gateway.settings.database())
+    async with database.open():
+        links = await SqlAudit(database).of(job["gen_id"])
+    assert [link.entry.kind for link in links] == ["verdict", "verdict", "appeal", "appeal_decided", "verdict"]
+    assert links[-1].entry.body["reviewer"] == "human:kim" and links[-1].entry.body["safe"]
+    assert links[1].entry.body["reasons"][0]["rule"] == "blue"
+
+
+async def test_an_upheld_picture_stays_where_it_is(colours):
+    gateway = await colours("blue")
+    job = await gateway.call("generate", prompt="a house", compliance_ruleset="colours")
+    await gateway.ended(job["id"])
+    filed = await gateway.call("appeal", id=job["id"], reason="It is only the sea.")
+    async with appeals_of(gateway) as appeals:
+        await appeals.uphold(filed["appeal"]["id"], "kim", "It is blue.")
+    assert (await gateway.call("status", id=job["id"]))["compliance"] == "unsafe"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        pytest.param({"reason": ""}, 400, "invalid_field", id="no-reason"),
+        pytest.param({"reason": "x" * 2001}, 400, "invalid_field", id="long-reason"),
+        pytest.param({"reason": "why?", "id": "run_nobodys"}, 404, "job_not_found", id="unknown"),
+        pytest.param({"reason": "why?", "id": "nonsense"}, 400, "bad_id", id="bad-id"),
+        pytest.param({"reason": "why?"}, 409, "nothing_to_appeal", id="safe"),
+    ],
+)
+async def test_an_appeal_that_can_not_be_taken_says_why(gateway, body, status, code):
+    meta = await gateway.picture()
+    answer = await gateway.post({"action": "appeal", "id": meta["id"], **body})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_nobody_appeals_for_another_tenant(colours):
+    gateway = await colours("blue")
+    job = await gateway.call("generate", prompt="a house", compliance_ruleset="colours")
+    await gateway.ended(job["id"])
+    foreign = await key_with(gateway, tenant="other")
+    answer = await gateway.post({"action": "appeal", "id": job["id"], "reason": "mine"}, key=foreign)
+    assert answer.status_code == 404
+
+
+async def test_a_refused_prompt_is_in_the_audit_without_its_words(gateway):
+    await gateway.post({"action": "generate", "prompt": "nude child"})
+    database = Database(gateway.settings.database())
+    async with database.open():
+        (link,) = await SqlAudit(database).after(0, 9)
+    assert link.entry.kind == "prompt_refused" and link.entry.body["codes"] == ["minors.prompt"]
+    assert "nude" not in str(link.entry.body)
+    assert (await gateway.post({"action": "models"})).status_code == 200
 
 
 async def test_a_tier_may_be_excepted_from_a_rule(gateway):

@@ -90,6 +90,11 @@ class Authority:
         )
         return leaf, private_pem(key)
 
+    def leaf_of_a_leaf(self, issuer_key):
+        """(certificate, key) as the holder of a leaf, who is no authority, could make them."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        return self._certificate("leaf of a leaf", key, "leaf", issuer_key, False, ONLY_EMAIL), private_pem(key)
+
     def _certificate(
         self, name, key, issuer, issuer_key, ca, purposes=(), signature=True, known_issuer=True, begins=-1, ends=30
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.server
 import json
@@ -22,7 +23,9 @@ from typer.testing import CliRunner, Result
 from compliance.authority import load_or_create
 from gateway.cli import app
 from gateway.desk import Claim
+from gateway.desk.keys import open_keys
 from gateway.desk.stack import free_port
+from gateway.settings import Settings
 from tests.compliance.samples import new_signer, signed
 from tests.desk.stage import ROOT, wait_until
 
@@ -130,7 +133,9 @@ def test_the_version() -> None:
     assert imgen("--version").output == "imgen 0.1.0\n"
 
 
-@pytest.mark.parametrize("command", ["up", "serve", "generate", "verify", "models", "check", "demo", "keys"])
+@pytest.mark.parametrize(
+    "command", ["up", "serve", "generate", "verify", "models", "check", "demo", "keys", "audit", "appeals"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     assert imgen(command, "--help").exit_code == 0
 
@@ -450,6 +455,26 @@ def test_keys_are_made_listed_and_ended(data: Path) -> None:
     again = imgen("keys", "disable", key_id, "--data", data)
     assert again.exit_code == 1
     assert again.stderr.startswith(f"imgen: There is no active key {key_id}.")
+
+
+def test_a_held_key_is_released_and_that_is_on_record(data: Path) -> None:
+    key_id = imgen("keys", "create", "--data", data).stderr.split(";")[0]
+    nothing = imgen("keys", "release", key_id, "--by", "Ada", "--data", data)
+    assert nothing.exit_code == 1
+    assert nothing.stderr.startswith(f"imgen: There is no held key {key_id}.")
+    asyncio.run(_hold(data, key_id))
+    assert imgen("keys", "list", "--data", data).stdout.splitlines()[1].endswith("held")
+    done = imgen("keys", "release", key_id, "--by", "Ada", "--data", data)
+    assert (done.exit_code, done.stderr) == (0, f"{key_id} is accepted again\n")
+    assert imgen("keys", "list", "--data", data).stdout.splitlines()[1].endswith("active")
+    imgen("audit", "export", "-o", data / "audit.jsonl", "--data", data)
+    entries = [json.loads(line) for line in (data / "audit.jsonl").read_text().splitlines()[1:-1]]
+    assert [(each["kind"], each["body"]) for each in entries] == [("key_released", {"key_id": key_id, "by": "Ada"})]
+
+
+async def _hold(data: Path, key_id: str) -> None:
+    async with open_keys(Settings(data=data)) as keys:
+        assert await keys.hold(key_id, "a review", now=1.0)
 
 
 def test_check_says_that_all_is_well(data: Path) -> None:

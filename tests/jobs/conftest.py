@@ -13,7 +13,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from gateway.jobs.appeals import SqlAppeals
+from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
+from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
 from gateway.jobs.store import SqlJobs
@@ -104,3 +107,18 @@ def jobs(database: Database) -> SqlJobs:
 @pytest.fixture
 def keys(database: Database) -> SqlKeys:
     return SqlKeys(database)
+
+
+@pytest.fixture
+def audit(database: Database) -> SqlAudit:
+    return SqlAudit(database)
+
+
+@pytest.fixture
+def appeals(database: Database) -> SqlAppeals:
+    return SqlAppeals(database)
+
+
+@pytest.fixture
+def events(database: Database) -> SqlEvents:
+    return SqlEvents(database)

@@ -7,14 +7,16 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import Select
 from sqlalchemy.dialects.sqlite import dialect
 
 from gateway.errors import SettingsError, StoreUnavailable
+from gateway.jobs import appeals, audit, events, store
 from gateway.jobs import database as module
-from gateway.jobs import store
 from gateway.jobs.database import Database, parse_url
 from gateway.jobs.migrations import migrate
 from gateway.jobs.store import SqlJobs
@@ -109,7 +111,20 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["_GET", "_FIND", "_NEWEST", "_OLDER", "_DUE", "_COUNTS", "_CLAIM", "_SAVE", "_CANCEL"]
+    "name",
+    [
+        "_GET",
+        "_FIND",
+        "_NEWEST",
+        "_OLDER",
+        "_DUE",
+        "_COUNTS",
+        "_CLAIM",
+        "_SAVE",
+        "_CANCEL",
+        "_CANCEL_OF_KEY",
+        "_REOPEN",
+    ],
 )
 def test_no_statement_walks_through_the_whole_table(sqlite_template: Path, name: str) -> None:
     compiled = getattr(store, name).compile(dialect=dialect(paramstyle="qmark"))
@@ -118,6 +133,23 @@ def test_no_statement_walks_through_the_whole_table(sqlite_template: Path, name:
     steps = [row[3] for row in plan]
     assert any(step.startswith("SEARCH jobs USING") for step in steps), steps
     assert not any(step.startswith("SCAN") for step in steps), steps
+
+
+@pytest.mark.parametrize(
+    ("table", "statement"),
+    [
+        pytest.param("audit", audit._AFTER, id="audit-after"),
+        pytest.param("audit", audit._OF, id="audit-of"),
+        pytest.param("appeals", appeals._LATEST, id="appeals-latest"),
+        pytest.param("appeals", appeals._IN, id="appeals-in"),
+        pytest.param("events", events._DUE, id="events-due"),
+    ],
+)
+def test_no_look_up_grows_with_what_is_on_record(sqlite_template: Path, table: str, statement: Select[Any]) -> None:
+    compiled = statement.compile(dialect=dialect(paramstyle="qmark"))
+    with closing(sqlite3.connect(sqlite_template)) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {compiled}", [None] * len(compiled.positiontup)).fetchall()
+    assert plan[0][3].startswith(f"SEARCH {table} USING"), plan
 
 
 async def test_a_task_that_is_cancelled_in_mid_statement_leaves_the_store_usable(jobs: SqlJobs) -> None:

@@ -67,3 +67,29 @@ async def test_keys_are_listed_oldest_first(keys: SqlKeys) -> None:
     await keys.create(new, "new")
     await keys.create(old, "old")
     assert await keys.list() == [old, new]
+
+
+async def test_a_held_key_is_accepted_again_when_it_is_released(keys: SqlKeys) -> None:
+    await keys.create(KEY, "digest")
+    assert await keys.hold(KEY.id, "a review", now=2000.5)
+    assert await keys.find("digest") == replace(KEY, held_at=2000.5, held_reason="a review")
+    assert await keys.release(KEY.id)
+    assert await keys.find("digest") == KEY
+
+
+async def test_a_key_is_held_and_released_once(keys: SqlKeys) -> None:
+    await keys.create(KEY, "digest")
+    assert not await keys.release(KEY.id)
+    assert await keys.hold(KEY.id, "first", now=1.0)
+    assert not await keys.hold(KEY.id, "second", now=2.0)
+    assert await keys.list() == [replace(KEY, held_at=1.0, held_reason="first")]
+    assert await keys.release(KEY.id)
+    assert not await keys.release(KEY.id)
+    assert not await keys.hold("key_unknown", "a review", now=1.0)
+
+
+async def test_a_held_key_stays_held_when_its_secret_is_registered_again(keys: SqlKeys) -> None:
+    await keys.create(KEY, "digest")
+    await keys.hold(KEY.id, "a review", now=1.0)
+    await keys.create(replace(KEY, id="key_other"), "digest")
+    assert await keys.list() == [replace(KEY, held_at=1.0, held_reason="a review")]

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, inspect, pool, text
 
-from gateway.jobs.database import Database, parse_url
+from gateway.core.images import Job
+from gateway.jobs.database import Database, create_sqlite_file, parse_url, sqlite_path
+from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import config, migrate
+from gateway.jobs.rows import FIELDS, encode
 from gateway.jobs.store import SqlJobs
 from gateway.jobs.tables import metadata
 from tests.jobs.samples import job
@@ -76,3 +80,32 @@ async def test_the_release_before_starts_on_the_database_of_a_later_one(url: str
 
 def test_the_history_is_one_line() -> None:
     assert len(ScriptDirectory.from_config(config()).get_heads()) == 1
+
+
+async def test_what_the_release_before_wrote_is_read_and_it_can_go_on_writing(empty_url: str) -> None:
+    """Replicas are replaced one by one: for a while old and new ones work on the new shape."""
+    old = set(metadata.tables["jobs"].columns.keys()) - {"release"}
+    before, meanwhile = job(), job()
+
+    def insert_as_before(connection: Connection, one: Job) -> None:
+        values = {name: value for name, value in encode(one, FIELDS).items() if name in old}
+        names = ", ".join(values)
+        connection.execute(text(f"INSERT INTO jobs ({names}) VALUES ({', '.join(f':{n}' for n in values)})"), values)
+        connection.execute(
+            text(
+                "INSERT INTO api_keys (id, digest, prefix, name, tenant, tier, scopes, created_at)"
+                " VALUES (:id, :id, 'imgen_', '', 'default', 'standard', '', 1.0)"
+            ),
+            {"id": f"key_{one.public_id}"},
+        )
+
+    if empty_url.startswith("sqlite"):
+        create_sqlite_file(sqlite_path(parse_url(empty_url)))
+    on(empty_url, lambda connection: command.upgrade(config(connection), "0001"))
+    on(empty_url, lambda connection: insert_as_before(connection, before))
+    await migrate(empty_url)
+    on(empty_url, lambda connection: insert_as_before(connection, meanwhile))
+    async with Database(empty_url).open() as opened:
+        jobs = SqlJobs(opened)
+        assert [await jobs.get(one.gen_id) for one in (before, meanwhile)] == [before, meanwhile]
+        assert [key.held_at for key in await SqlKeys(opened).list()] == [None, None]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from compliance.ledger import GENESIS, link
+from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
 from gateway.jobs.store import SqlJobs
 from tests.jobs.samples import job
@@ -59,3 +61,24 @@ async def test_a_job_that_was_added_survives_kill_9(url: str) -> None:
         assert lost == []
         # Whoever comes next goes on with what the dead one held.
         assert await jobs.claim(said[0], lease="next", now=1.0, until=2.0) is not None
+
+
+async def test_processes_that_write_the_audit_at_once_make_one_chain(url: str) -> None:
+    with ExitStack() as stack:
+        writers = [stack.enter_context(replica("record", url, name, "40")) for name in ("a", "b", "c")]
+        for writer in writers:
+            assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write("go\n")
+            writer.stdin.flush()
+        said = [writer.stdout.readline().split() for writer in writers if writer.stdout is not None]
+    assert sorted(int(number) for numbers in said for number in numbers) == list(range(1, 121))
+    async with Database(url).open() as opened:
+        links = await SqlAudit(opened).after(0, 1000)
+    previous = GENESIS
+    for number, each in enumerate(links, 1):
+        assert each.entry.seq == number
+        assert each == link(each.entry, previous)
+        previous = each.hash
+    assert len(links) == 120

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compliance.verdict import Verdict
-from gateway.core.images import CANCELLABLE, OPEN, Drawn, Fault, Job, Notice, Outcome, RawPicture, State
+from gateway.core.images import CANCELLABLE, OPEN, Drawn, Fault, Job, Notice, Outcome, RawPicture, Release, State
 from gateway.errors import InternalError
 from gateway.jobs.database import Database
 from gateway.jobs.rows import FIELDS, decode, encode
@@ -244,6 +244,68 @@ async def test_of_a_cancel_and_a_finish_at_once_one_wins(jobs: SqlJobs) -> None:
         stored = await jobs.get(new.gen_id)
         assert stored == (finishing if saved else cancelled)
         assert saved == (cancelled is None)
+
+
+RELEASE = Release(indexes=(0, 2), by="Ada", note="a kidney", at=90.0)
+
+
+@pytest.mark.parametrize("state", [State.BLOCKED, State.COMPLETED])
+async def test_a_released_job_is_finished_once_more(jobs: SqlJobs, state: State) -> None:
+    ended = job(state=state, finished_at=5.0, tries=3)
+    await add(jobs, ended)
+    reopened = await jobs.reopen(ended.gen_id, RELEASE, now=90.0)
+    assert reopened == replace(ended, state=State.FINISHING, release=RELEASE, next_at=90.0, tries=0, finished_at=None)
+    assert await jobs.due(now=90.0, limit=9) == [ended.gen_id]
+    claimed = await jobs.claim(ended.gen_id, lease="mine", now=90.0, until=99.0)
+    assert claimed == reopened
+    done = replace(reopened, state=State.COMPLETED, finished_at=91.0)
+    assert await jobs.save(done, lease="mine", release=True)
+    assert await jobs.get(ended.gen_id) == done
+
+
+async def test_a_release_of_the_same_pictures_reopens_a_job_once(jobs: SqlJobs) -> None:
+    ended = job(state=State.BLOCKED)
+    await add(jobs, ended)
+    assert await jobs.reopen(ended.gen_id, RELEASE, now=90.0)
+    again = replace(RELEASE, by="Bob", note="the same", at=95.0)
+    assert await jobs.reopen(ended.gen_id, again, now=95.0) is None
+    await jobs.claim(ended.gen_id, lease="mine", now=95.0, until=99.0)
+    assert await jobs.save(replace(ended, state=State.COMPLETED, release=RELEASE), lease="mine", release=True)
+    assert await jobs.reopen(ended.gen_id, again, now=96.0) is None
+    other = replace(RELEASE, indexes=(0, 1, 2))
+    assert (await jobs.reopen(ended.gen_id, other, now=97.0)) is not None
+
+
+async def test_of_many_releases_at_once_one_reopens_the_job(url: str, jobs: SqlJobs) -> None:
+    ended = job(state=State.BLOCKED)
+    await add(jobs, ended)
+    async with Database(url).open() as other:
+        tries = [each.reopen(ended.gen_id, RELEASE, now=90.0) for each in [jobs, SqlJobs(other)] * 4]
+        won = await asyncio.gather(*tries)
+    assert len([one for one in won if one is not None]) == 1
+
+
+@pytest.mark.parametrize("state", sorted(set(State) - {State.BLOCKED, State.COMPLETED}))
+async def test_a_job_that_has_no_picture_is_not_reopened(jobs: SqlJobs, state: State) -> None:
+    new = job(state=state)
+    await add(jobs, new)
+    assert await jobs.reopen(new.gen_id, RELEASE, now=90.0) is None
+    assert await jobs.reopen("nowhere", RELEASE, now=90.0) is None
+    assert await jobs.get(new.gen_id) == new
+
+
+async def test_all_that_a_key_has_queued_is_cancelled_at_once(jobs: SqlJobs) -> None:
+    queued, running = job(key_id="key_bad"), await held(jobs, key_id="key_bad", state=State.RUNNING)
+    rest = [job(key_id="key_bad", state=state) for state in sorted(set(State) - CANCELLABLE)]
+    theirs = job(key_id="key_good")
+    await add(jobs, queued, theirs, *rest)
+    cancelled = await jobs.cancel_of_key("key_bad", now=5.0)
+    assert {one.gen_id for one in cancelled} == {queued.gen_id, running.gen_id}
+    assert all(one.state is State.CANCELLED and one.finished_at == 5.0 for one in cancelled)
+    assert not await jobs.renew(running.gen_id, lease="mine", until=99.0)
+    for one in (theirs, *rest):
+        assert await jobs.get(one.gen_id) == one
+    assert await jobs.cancel_of_key("key_bad", now=6.0) == []
 
 
 async def test_only_a_job_without_a_backend_id_adopts_one(jobs: SqlJobs) -> None:

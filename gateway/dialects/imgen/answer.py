@@ -77,6 +77,7 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
         "compliance_ruleset_version": outcome.verdict.ruleset_version,
         "compliance_reviewer": _who(outcome.verdict.reviewer),
         "compliance_findings": list(outcome.verdict.findings),
+        **_released(job),
         "seed": first,
         "steps": job.drawn.steps,
         "guidance": job.drawn.guidance,
@@ -134,6 +135,11 @@ def _refusal(of: Outcome | PictureReview, url: str | None) -> dict[str, Any]:
 def _who(reviewer: str) -> str:
     """The reviewers; of a person only that it was one."""
     return "human" if reviewer.startswith("human:") else reviewer
+
+
+def _released(job: Job) -> dict[str, Any]:
+    """That a person let pictures of the job go which a review had blocked, and when."""
+    return {"release": {"indexes": list(job.release.indexes), "time": iso(job.release.at)}} if job.release else {}
 
 
 def warnings(notices: Sequence[Notice]) -> dict[str, Any]:

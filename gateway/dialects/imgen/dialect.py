@@ -20,6 +20,7 @@ from gateway.dialects.imgen import answer
 from gateway.dialects.imgen.request import FORMATS, SIZES, RequestReader, job_id, read_cursor
 from gateway.errors import (
     AccessDenied,
+    AppealDecided,
     BackendRefused,
     BackendUnavailable,
     BadRequest,
@@ -31,6 +32,7 @@ from gateway.errors import (
     MethodNotAllowed,
     MissingAction,
     NotFound,
+    NothingToAppeal,
     PromptBlocked,
     Unavailable,
     UnknownAction,
@@ -46,6 +48,8 @@ HTTP_STATUS: tuple[tuple[type[GatewayError], int], ...] = (
     (NotFound, 404),
     (MethodNotAllowed, 405),
     (JobNotOpen, 409),
+    (NothingToAppeal, 409),
+    (AppealDecided, 409),
     (PromptBlocked, 400),
     (BadRequest, 400),
     (BackendUnavailable, 502),
@@ -83,6 +87,7 @@ class ImgenDialect:
             "status": self._status,
             "cancel": self._cancel,
             "jobs": self._jobs,
+            "appeal": self._appeal,
         }
 
     def routes(self) -> list[BaseRoute]:
@@ -196,6 +201,14 @@ class ImgenDialect:
     async def _cancel(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         job = await self._service.cancel(caller, "imgen", job_id(body))
         return {"id": job.public_id, "status": answer.STATUS[job.state]}
+
+    async def _appeal(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        job, reason = job_id(body), Fields(body).text("reason")
+        appeal = await self._service.appeal(caller, "imgen", job, reason)
+        return {
+            "id": job,
+            "appeal": {"id": appeal.id, "state": appeal.state, "created_at": answer.iso(appeal.created_at)},
+        }
 
     async def _jobs(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         fields = Fields(body)
