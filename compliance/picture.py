@@ -15,7 +15,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from compliance.errors import PictureRefused
 from compliance.verdict import Verdict
@@ -169,6 +169,9 @@ def _pixels(data: bytes, mime: Mime, max_pixels: int) -> Image.Image:
             return _plain_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise PictureRefused(f"The picture is too large: {exc}.") from exc
+    except UnidentifiedImageError as exc:
+        # Pillow names the object that it read from, with its address in memory.
+        raise PictureRefused("The picture can't be decoded: its header is damaged.") from exc
     except _DAMAGE as exc:
         raise PictureRefused(f"The picture can't be decoded: {exc}.") from exc
 

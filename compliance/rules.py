@@ -21,6 +21,8 @@ BUILT_IN = Path(__file__).with_name("rules.toml")
 AGE, GROWN = "<age>", "<grown>"
 HARMLESS = ""
 _ADULT_FROM = 18
+# What may stand between tens and ones: "treinta y cinco".
+_AND = frozenset({"and", "y", "e", "et"})
 # Where a class of terms was found: (first position, position after it).
 _Spans = list[tuple[int, int]]
 
@@ -81,15 +83,20 @@ class _Rulebook:
         for name, phrases in (*terms.items(), (HARMLESS, harmless)):
             for phrase in phrases:
                 self._add(phrase, name)
-        known, whole = self._tree.words() | self._numbers.keys(), self._tree.endings()
-        self._lexicon = text.Lexicon(frozenset(known), frozenset(whole), max(map(len, known), default=0))
+        self._lexicon = text.Lexicon(self._tree.words() | self._numbers.keys() | _AND, self._tree.endings())
 
     def find(self, prompt: str) -> dict[str, _Spans]:
         """Every class of terms with the places where it was found, but for those within a harmless phrase."""
         length, edges = text.read(prompt, self._lexicon)
         leaving: list[list[tuple[int, str]]] = [[] for _ in range(length)]
+        # Where a number may go on: after "thirty", and after "treinta y".
+        tens = {end for _, end, word in edges if self._numbers.get(word) == GROWN}
+        tens |= {end for start, end, word in edges if word in _AND and start in tens}
         for start, end, word in edges:
-            leaving[start] += [(end, form) for form in (word, self._number(word)) if form]
+            number = self._number(word)
+            if number == AGE and start in tens and not word.isdecimal():
+                number = GROWN
+            leaving[start] += [(end, form) for form in (word, number) if form]
         found: dict[str, _Spans] = {}
         for start in range(length):
             for end, name in _phrases(self._tree, leaving, start):
@@ -97,7 +104,9 @@ class _Rulebook:
         return _without_harmless(found, length)
 
     def _add(self, phrase: str, name: str) -> None:
-        words = [word if word in (AGE, GROWN) else text.spelling(word) for word in phrase.split()]
+        words = [
+            spelled for word in phrase.split() for spelled in ([word] if word in (AGE, GROWN) else text.words(word))
+        ]
         # A phrase may also be written as one word: "schoolgirl" is in the list as "school girl".
         spellings = [words] if {AGE, GROWN} & {*words} else [words, ["".join(words)]]
         for spelled in spellings:

@@ -24,10 +24,14 @@ from starlette.routing import BaseRoute, Route
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
+from compliance.review import Reviewer
+from compliance.reviewers.words import Words
+from compliance.rules import PromptGate
 from compliance.sign import Signer
 from gateway import __version__
 from gateway.acs.build import panel_of
 from gateway.acs.local import LocalCompliance
+from gateway.acs.remote import RemoteCompliance
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
 from gateway.core.advance import Advancer, Policy
@@ -55,10 +59,16 @@ from gateway.storage.disk import DiskStorage
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTransport | None = None) -> Starlette:
-    """One gateway. Builds without I/O but for reading the catalogue and the secret; opens everything in the lifespan.
+def create_app(
+    settings: Settings,
+    *,
+    backend_transport: httpx.AsyncBaseTransport | None = None,
+    reviewers: Sequence[Reviewer] = (),
+) -> Starlette:
+    """One gateway. Builds without I/O but for reading the files that the settings name; opens all in the lifespan.
 
-    Raises `CatalogError` and `SettingsError`, which name what to mend.
+    ``reviewers`` are asked beside those of the settings. Raises `CatalogError`, `SettingsError` and
+    `compliance.errors.BadRules`, which name what to mend.
     """
     if not settings.backend_url:
         raise SettingsError(
@@ -84,7 +94,7 @@ def create_app(settings: Settings, *, backend_transport: httpx.AsyncBaseTranspor
         min_workers=settings.backend_min_workers,
         transport=backend_transport,
     )
-    compliance = LocalCompliance(panel_of(settings), threads=settings.review_threads)
+    compliance = compliance_of(settings, reviewers)
     finisher = Finisher(
         storage=storage,
         compliance=compliance,
@@ -202,6 +212,14 @@ def _translated(exc: Exception) -> GatewayError:
         case _:
             log.error("request failed", exc_info=exc)
             return InternalError()
+
+
+def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> LocalCompliance | RemoteCompliance:
+    """The reviewers of this process or, where the settings name one, a service of its own."""
+    if not settings.acs_url:
+        return LocalCompliance(panel_of(settings, reviewers), threads=settings.acs_threads)
+    words = Words(PromptGate.built_in())
+    return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
 
 
 def secret_of(settings: Settings) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway import __version__
+from gateway.commands.acs import acs
 from gateway.commands.appeals import app as appeals_app
 from gateway.commands.audit import app as audit_app
 
@@ -38,6 +39,7 @@ keys_app = typer.Typer(help="API keys, made and ended straight in the job store.
 app.add_typer(keys_app, name="keys")
 models_app = typer.Typer(invoke_without_command=True)
 app.add_typer(models_app, name="models")
+app.command()(acs)
 app.add_typer(audit_app, name="audit")
 app.add_typer(appeals_app, name="appeals")
 
@@ -190,15 +192,16 @@ def generate(
         picture = console.wait(client, ticket)
         contents = [client.download(file) for file in picture.files]
     meta = picture.meta
-    for index, content in enumerate(contents):
-        path = output or Path(picture.files[index].filename)
-        if output and len(contents) > 1:
-            path = output.with_stem(f"{output.stem}_{index + 1}")
+    for blocked in picture.blocked:
+        console.say(f"picture {blocked['index'] + 1}: {blocked['error']} ({', '.join(blocked['filter_categories'])})")
+    for file, content in zip(picture.files, contents, strict=True):
+        path = output or Path(file.filename)
+        if output and (n or 1) > 1:
+            path = output.with_stem(f"{output.stem}_{file.index + 1}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         report = read(content, _anchors(settings, None))
-        seed = meta.get("seed", 0) + index
-        console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {seed}")
+        console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {file.seed}")
         console.say(f"{report.state}: signed by {report.signer or 'nobody'}, {report.when}")
         typer.echo(str(path))
 

@@ -65,23 +65,34 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class File:
-    """A signed picture: where it is, for as long as the address lives, and the gateway's name for it."""
+    """A signed picture: where it is, for as long as the address lives, and the gateway's name for it.
+
+    ``index`` is its number among the pictures of its job, from 0.
+    """
 
     url: str
     filename: str
+    index: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A finished job: its ``meta`` as the gateway said it."""
+    """A finished job: its ``meta`` as the gateway said it, and what it said of pictures that the review blocked."""
 
     meta: dict[str, Any]
+    blocked: tuple[dict[str, Any], ...] = ()
 
     @property
     def files(self) -> tuple[File, ...]:
         """One for each picture of the job, in their order; no name has a folder in it."""
         return tuple(
-            File(url=str(image["url"]), filename=PurePosixPath(str(image["filename"])).name)
+            File(
+                url=str(image["url"]),
+                filename=PurePosixPath(str(image["filename"])).name,
+                index=int(image.get("index", 0)),
+                seed=int(image.get("seed", 0)),
+            )
             for image in self.meta["images"]
             if image["type"] == "signed"
         )
@@ -203,7 +214,7 @@ def data_uri(picture: bytes) -> str:
 def _picture(answer: dict[str, Any]) -> Picture:
     if answer.get("compliance") == "unsafe":
         raise PictureBlocked(str(answer.get("error", "Content blocked")), tuple(answer.get("filter_categories", ())))
-    return Picture(meta=answer["meta"])
+    return Picture(meta=answer["meta"], blocked=tuple(answer.get("blocked", ())))
 
 
 def _origin(url: str) -> str:

@@ -1,25 +1,21 @@
-"""Runs one gateway with uvicorn: no access log, a bounded stop, and exit code 0 when it was asked to stop."""
+"""Runs one gateway until it is asked to stop."""
 
 from __future__ import annotations
 
 import gc
-import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import typer
-import uvicorn
 from starlette.applications import Starlette
 
-from gateway import log
+from gateway import log, serving
 from gateway.app import create_app
 from gateway.errors import GatewayError
 from gateway.listener import listen
 from gateway.settings import Settings
-
-_GRACE = 8
 
 
 def serve(settings: Settings, fd: int | None = None) -> None:
@@ -27,23 +23,9 @@ def serve(settings: Settings, fd: int | None = None) -> None:
     log.configure(settings.log_level, settings.log_format)
     app = create_app(settings)
     listener = listen(settings.host, settings.port) if fd is None else socket.socket(fileno=fd)
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE,
-    )
-    # When uvicorn has stopped in order it raises the signal once more, which would look like an accident.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
     problems = _kept(app)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        serving.run(app, listener)
     except SystemExit:
         # uvicorn's way to say that the start failed.
         if problems:

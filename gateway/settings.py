@@ -56,7 +56,14 @@ class Settings(BaseModel):
 
     rulesets: Path | None = Field(None, description="Folder of your own rulesets, beside the shipped ones")
     word_rules: Path | None = Field(None, description="Your own word rules (TOML), beside the shipped ones")
-    review_threads: int = Field(8, ge=1, le=256, description="Reviews at the same time")
+    acs_url: HttpUrl = Field(
+        "", description="A compliance service of its own; the reviewers of this process when empty"
+    )
+    acs_key: str = Field(
+        "", description="Key of the compliance service, the same on both sides; 16 characters at least"
+    )
+    acs_timeout: Seconds = Field(60, description="Seconds that one review of the compliance service may take")
+    acs_threads: int = Field(4, ge=1, le=256, description="Pictures that are reviewed at the same time")
     unsafe_url_ttl: Seconds = Field(300, description="Seconds that the URL of a blocked picture lives")
 
     signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
@@ -82,6 +89,12 @@ class Settings(BaseModel):
             raise ValueError("secret: must have 32 characters at least")
         if (self.signing_chain is None) != (self.signing_key is None):
             raise ValueError("signing_chain: set it together with signing_key")
+        if self.acs_key and not (self.acs_key.isascii() and len(self.acs_key) >= 16):
+            raise ValueError("acs_key: must have 16 ASCII characters at least")
+        if self.acs_url and not self.acs_key:
+            raise ValueError("acs_url: set it together with acs_key")
+        if self.acs_url and self.finish_deadline <= self.acs_timeout:
+            raise ValueError("finish_deadline: must be above acs_timeout")
         if self.job_ttl < self.execution_timeout:
             raise ValueError("job_ttl: must not be below execution_timeout")
         return self

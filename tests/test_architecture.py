@@ -40,6 +40,16 @@ def test_the_code_as_it_stands_keeps_every_contract(copy):
         pytest.param("gateway/backends/runpod.py", "import gateway.dialects.imgen", "Backends know", id="backend"),
         pytest.param("gateway/app.py", "import handler.renderer", "reads only the contract", id="gateway-torch"),
         pytest.param("compliance/sign.py", "import gateway.settings", "Compliance is a leaf", id="compliance"),
+        pytest.param("compliance/panel.py", "import starlette.requests", "only its service knows", id="compliance-web"),
+        pytest.param("compliance/service/app.py", "import httpx", "Compliance is a leaf", id="service-httpx"),
+        pytest.param("compliance/service/app.py", "import uvicorn", "Compliance is a leaf", id="service-server"),
+        pytest.param("compliance/service/app.py", "import gateway.log", "Compliance is a leaf", id="service-gateway"),
+        pytest.param("compliance/panel.py", "import compliance.service", "Nobody but the command", id="library"),
+        pytest.param("gateway/acs/local.py", "import compliance.service", "Nobody but the command", id="acs-service"),
+        pytest.param("gateway/acs/remote.py", "import gateway.dialects.imgen", "Who reviews knows", id="acs-dialect"),
+        pytest.param("gateway/acs/remote.py", "import gateway.jobs.store", "Who reviews knows", id="acs-jobs"),
+        pytest.param("gateway/acs/build.py", "import gateway.app", "The gateway's layers", id="acs-app"),
+        pytest.param("gateway/core/service.py", "import gateway.acs.local", "The gateway's layers", id="core-acs"),
         pytest.param(
             "gateway/dialects/imgen/answer.py", "import compliance.rules", "Dialects only translate", id="dialect"
         ),

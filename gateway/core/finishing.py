@@ -10,6 +10,7 @@ job has its verdict.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -57,6 +58,7 @@ class Finished:
     thumb: Signed
 
 
+_MOST_VERDICTS = 4096
 #: What the file names of the kinds end in.
 _ENDINGS = {"signed": "", "thumbnail": "_thumb", "unsafe": "_unsafe"}
 
@@ -96,6 +98,8 @@ class Finisher:
         self._threads = threads
         self._now = now
         self._limiter: anyio.CapacityLimiter | None = None
+        #: Verdicts of jobs that are being tried again: a reviewer that has spoken is not asked, and paid, twice.
+        self._verdicts: OrderedDict[tuple[str, int, str], Verdict] = OrderedDict()
         self._readiness = Readiness(ready=False, reason="the signer has not been tried yet")
 
     async def open(self) -> None:
@@ -213,8 +217,14 @@ class Finisher:
             tier=job.delivery.tier,
             precompliance=job.delivery.precompliance,
         )
-        with _timed(timings, "review"), _translated():
-            verdict = await self._compliance.review(raw, context, job.delivery.ruleset)
+        known = (job.gen_id, drawn.index, raw.sha256)
+        verdict = self._verdicts.get(known)
+        if verdict is None:
+            with _timed(timings, "review"), _translated():
+                verdict = await self._compliance.review(raw, context, job.delivery.ruleset)
+            self._verdicts[known] = verdict
+            if len(self._verdicts) > _MOST_VERDICTS:
+                self._verdicts.popitem(last=False)
         return Looked(drawn=drawn, raw=raw, verdict=verdict)
 
     async def _fetch(self, key: str, drawn: RawPicture, timings: dict[str, float]) -> Raw:

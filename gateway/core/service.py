@@ -214,18 +214,23 @@ class GenerationService:
         ]
 
     async def _refuse(self, caller: Caller, drawing: Drawing, delivery: Delivery) -> None:
-        """The prompt gate: what the words alone forbid."""
+        """The prompt gate: what the words alone forbid, those of the credentials that we are to sign among them."""
         positive, negative = prompts.as_drawn(drawing.positive, drawing.negative, drawing.guidance)
-        context = Context(
-            positive=positive, negative=negative, tier=delivery.tier, precompliance=delivery.precompliance
+        claims = delivery.credentials
+        signed = ", ".join(
+            filter(None, (claims.title, claims.description, claims.author, claims.organization, claims.vendor))
         )
-        try:
-            verdict = await self._compliance.gate(context, delivery.ruleset)
-        except ReviewUnavailable as exc:
-            raise ComplianceUnavailable from exc
-        if not verdict.safe:
-            log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
-            raise PromptBlocked(verdict.codes, verdict.categories, _classes(verdict))
+        for context in (
+            Context(positive=positive, negative=negative, tier=delivery.tier),
+            *([Context(positive=signed, tier=delivery.tier)] if signed else []),
+        ):
+            try:
+                verdict = await self._compliance.gate(context, delivery.ruleset)
+            except ReviewUnavailable as exc:
+                raise ComplianceUnavailable from exc
+            if not verdict.safe:
+                log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
+                raise PromptBlocked(verdict.codes, verdict.categories, _classes(verdict))
 
     async def _take_in(
         self, caller: Caller, gen_id: str, given: tuple[GivenReference, ...], delivery: Delivery

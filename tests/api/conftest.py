@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from compliance.review import Reviewer
 from gateway.app import create_app
 from gateway.settings import Settings
 from tests.api.fake_runpod import FakeRunPod
@@ -75,8 +76,8 @@ def settings(data: Path, **changed: str) -> Settings:
 
 
 @asynccontextmanager
-async def opened(configured: Settings, runpod: FakeRunPod) -> AsyncIterator[Gateway]:
-    app = create_app(configured, backend_transport=runpod)
+async def opened(configured: Settings, runpod: FakeRunPod, *reviewers: Reviewer) -> AsyncIterator[Gateway]:
+    app = create_app(configured, backend_transport=runpod, reviewers=reviewers)
     async with app.router.lifespan_context(app):
         gateway = Gateway(app, runpod, configured)
         async with gateway.http:
@@ -88,8 +89,9 @@ async def open_gateway(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Call
     """Opens further gateways on the same data: replicas, or one after a restart."""
     async with AsyncExitStack() as stack:
 
-        async def open_one(**changed: str) -> Gateway:
-            return await stack.enter_async_context(opened(settings(tmp_path, **changed), FakeRunPod(key="rp-key")))
+        async def open_one(*reviewers: Reviewer, **changed: str) -> Gateway:
+            configured = settings(tmp_path, **changed)
+            return await stack.enter_async_context(opened(configured, FakeRunPod(key="rp-key"), *reviewers))
 
         yield open_one
 

@@ -45,7 +45,8 @@ class FakeRunPod(httpx.AsyncBaseTransport):
     """One endpoint. ``uploads`` is a client that reaches the gateway under test.
 
     ``hold`` keeps all jobs in progress and ``held`` those with such a number, from 1; ``vanish`` so many lose their
-    worker; ``answered`` may change the pictures of a result. A worker without ``inventory`` is too old to have one.
+    worker; ``brush`` paints picture ``index`` of a job as a PNG; ``answered`` may change the pictures of a result. A
+    worker without ``inventory`` is too old to have one.
     """
 
     key: str
@@ -56,6 +57,7 @@ class FakeRunPod(httpx.AsyncBaseTransport):
     held: frozenset[int] = frozenset()
     progress: contract.Progress = PROGRESS
     vanish: int = 0
+    brush: Callable[[contract.Job, int], bytes] = paint
     answered: Callable[[list[contract.Picture]], list[contract.Picture]] = list
     inventory: contract.Inventory | None = INVENTORY
     polls: int = 0
@@ -153,11 +155,11 @@ class FakeRunPod(httpx.AsyncBaseTransport):
             self.lent.append(lent.content)
         pictures = []
         for index in range(order.n):
-            data = paint(order, index)
+            data = self.brush(order, index)
             reported = hashlib.sha256(data).hexdigest()
             if self.corrupt:
                 self.corrupt -= 1
-                data = paint(order, index + 100)
+                data = self.brush(order, index + 100)
             if not self.inline:
                 assert self.uploads is not None
                 slot = order.uploads[index]

@@ -26,6 +26,12 @@ naked mole rat, illustration for kids
 Scunthorpe, Sussex, classic assassin, cumulus, Dickens, therapist, analysis, peacock, kid
 same sex couple with their child
 25 year old nude woman
+thirty five years old, nude woman
+twenty-five year old woman, topless
+mujer de treinta y cinco años, desnuda
+femme de vingt-cinq ans, nue
+mulher nua de quarenta e cinco anos
+a brass band, a tilted frame, children
 thirty years old, topless
 coffee committee, Tennessee, balloon, child
 children with a sextant, an essay
@@ -163,9 +169,9 @@ def test_other_classes_are_findings_and_refuse_nothing(gate):
 
 
 def test_the_findings_name_rules_and_categories_and_never_quote_the_prompt(gate):
-    for violation in gate.check("nude child"):
-        assert violation.category == MINORS
-        assert "child" not in violation.rule
+    found = gate.check("nude child")
+    assert {violation.category for violation in found} == {MINORS, "ADULT_NSFW"}
+    assert not any("child" in violation.rule or "nude" in violation.rule for violation in found)
 
 
 # Any text at all.
@@ -314,5 +320,5 @@ def test_a_missing_or_binary_file_is_our_error(tmp_path):
 
 def test_the_built_in_terms_are_written_as_the_file_says():
     text = BUILT_IN.read_text(encoding="utf-8").split("[numbers]")[1]
-    words = re.findall(r'"([^"]+)"', text)
-    assert [word for word in words if not re.fullmatch(r"[a-z0-9<> ]+", word)] == []
+    words = re.findall(r'"([^"]+)"', re.sub(r"(?m)^ *#.*", "", text))
+    assert [word for word in words if not re.fullmatch(r"[a-z0-9<>а-я\u3040-\u30ff\u4e00-\u9fff가-힣 ]+", word)] == []

@@ -1,6 +1,7 @@
 """Finishing fails closed: no verdict, no signature, no storage means no picture, and the job goes on trying in time."""
 
 import io
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,43 +10,18 @@ import pytest
 from PIL import Image
 
 from compliance.authority import load_or_create
-from compliance.errors import ReviewUnavailable
 from compliance.fingerprint import fingerprint
-from compliance.review import Opinion, PictureCheck, load_rulesets
-from compliance.rules import Violation
+from compliance.reviewers.render import RenderCheck
 from compliance.sign import Signer
+from compliance.verify import verify
+from gateway.acs.local import LocalCompliance
 from gateway.core.finishing import DrawAgain, Finisher, raw_key
-from gateway.core.images import Credentials, Delivery, Drawing, Drawn, Job, RawPicture, State
+from gateway.core.images import Credentials, Delivery, Drawing, Drawn, Job, RawPicture, Release, State
 from gateway.errors import FinishingFailed
 from gateway.storage.disk import DiskStorage
+from tests.reviewers import SeesColours, Silent, panel
 
 pytestmark = pytest.mark.anyio
-
-
-class Flaky:
-    """A reviewer that has no answer for its first calls."""
-
-    name, version = "flaky", "1"
-
-    def __init__(self, silent):
-        self.silent = silent
-
-    def review(self, case):
-        self.silent -= 1
-        if self.silent >= 0:
-            raise ReviewUnavailable
-        return Opinion()
-
-
-class NoBlue:
-    """A reviewer that blocks blue pictures."""
-
-    name, version = "no-blue", "1"
-
-    def review(self, case):
-        blue = case.raw.pixels.getpixel((0, 0)) == (0, 0, 255)
-        seen = Violation(rule="blue", category=min(case.ruleset.block), name="Blue")
-        return Opinion(violations=(seen,) if blue else ())
 
 
 def png(colour="red", size=(64, 32)):
@@ -65,7 +41,8 @@ def job_of(data, **changed):
     drawn = Drawn(pictures=(raw,), steps=1, guidance=1.0, sampler="s", family="f", revision="r")
     job = Job(
         gen_id="a" * 20, public_id="run_a", surface="imgen", tenant="t", key_id="k", request_id="r", drawing=drawing,
-        delivery=Delivery(), created_at=0.0, deadline_at=1.0, state=State.FINISHING, drawn=drawn, drawn_at=1.0,
+        delivery=Delivery(ruleset="colours"), created_at=0.0, deadline_at=1.0, state=State.FINISHING, drawn=drawn,
+        drawn_at=1.0,
     )  # fmt: skip
     return replace(job, **changed)
 
@@ -92,13 +69,14 @@ async def make(tmp_path: Path, anyio_backend):
     storage = DiskStorage(
         tmp_path / "p", secret=b"s" * 32, public_url="http://x", internal_url="http://x", now=lambda: 0.0
     )
-    async with storage.open():
+    async with storage.open(), AsyncExitStack() as stack:
 
         async def make(*reviewers):
+            compliance = LocalCompliance(panel(*reviewers), threads=2)
+            await stack.enter_async_context(compliance.open())
             finisher = Finisher(
                 storage=storage,
-                reviewers=reviewers,
-                rulesets=load_rulesets(),
+                compliance=compliance,
                 signer=Signer(load_or_create(tmp_path / "ca"), name="imgen", version="0"),
                 defaults=Credentials(),
                 threads=1,
@@ -111,7 +89,7 @@ async def make(tmp_path: Path, anyio_backend):
 
 
 async def test_a_silent_reviewer_means_no_picture_and_a_retry(make, tmp_path):
-    finisher, storage = await make(PictureCheck(), Flaky(1))
+    finisher, storage = await make(RenderCheck(), Silent(1))
     job = job_of(png())
     await storage.keep(raw_key(job, 0), png())
     with pytest.raises(FinishingFailed) as caught:
@@ -121,12 +99,24 @@ async def test_a_silent_reviewer_means_no_picture_and_a_retry(make, tmp_path):
     assert (await finisher.finish(job)).verdict.safe
 
 
-async def test_no_reviewer_at_all_means_no_picture(make):
-    finisher, storage = await make()
-    job = job_of(png())
-    await storage.keep(raw_key(job, 0), png())
+async def test_a_reviewer_that_has_spoken_is_not_asked_again(make):
+    judge = Silent(lambda: next(answers))
+    answers = iter((False, True, False))
+    finisher, storage = await make(judge)
+    job = await several_of(storage, "red", "green")
     with pytest.raises(FinishingFailed):
         await finisher.finish(job)
+    assert len((await finisher.finish(job)).pictures) == 4
+    assert list(answers) == []
+
+
+async def test_a_ruleset_that_is_gone_means_no_picture(make):
+    finisher, storage = await make(SeesColours())
+    job = job_of(png(), delivery=Delivery(ruleset="of-yesterday"))
+    await storage.keep(raw_key(job, 0), png())
+    with pytest.raises(FinishingFailed) as caught:
+        await finisher.finish(job)
+    assert (caught.value.code, caught.value.retryable) == ("compliance_unavailable", True)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +127,7 @@ async def test_no_reviewer_at_all_means_no_picture(make):
     ],
 )
 async def test_a_picture_that_is_not_the_reported_one_is_drawn_again(make, stored, code):
-    finisher, storage = await make(PictureCheck())
+    finisher, storage = await make(RenderCheck())
     job = job_of(png())
     if stored is not None:
         await storage.keep(raw_key(job, 0), stored)
@@ -149,7 +139,7 @@ async def test_a_picture_that_is_not_the_reported_one_is_drawn_again(make, store
 async def test_a_blank_render_is_drawn_again(make):
     out = io.BytesIO()
     Image.new("RGB", (64, 32)).save(out, "PNG")
-    finisher, storage = await make(PictureCheck())
+    finisher, storage = await make(RenderCheck())
     job = job_of(out.getvalue())
     await storage.keep(raw_key(job, 0), out.getvalue())
     with pytest.raises(DrawAgain) as caught:
@@ -158,7 +148,7 @@ async def test_a_blank_render_is_drawn_again(make):
 
 
 async def test_two_finishers_of_one_job_never_overwrite_each_other(make, tmp_path):
-    finisher, storage = await make(PictureCheck())
+    finisher, storage = await make(RenderCheck())
     job = job_of(png())
     await storage.keep(raw_key(job, 0), png())
     outcomes = []
@@ -177,7 +167,7 @@ async def test_two_finishers_of_one_job_never_overwrite_each_other(make, tmp_pat
 
 
 async def test_several_pictures_are_each_signed_and_kept(make, tmp_path):
-    finisher, storage = await make(NoBlue())
+    finisher, storage = await make(SeesColours())
     job = await several_of(storage, "red", "green", "yellow")
     outcome = await finisher.finish(job)
     assert [(picture.index, picture.type) for picture in outcome.pictures] == [
@@ -189,18 +179,83 @@ async def test_several_pictures_are_each_signed_and_kept(make, tmp_path):
 
 
 @pytest.mark.parametrize("colours", [("blue", "red"), ("red", "green", "blue")], ids="-".join)
-async def test_one_blocked_picture_keeps_all_of_its_job(make, tmp_path, colours):
-    finisher, storage = await make(NoBlue())
+async def test_of_several_pictures_only_the_blocked_one_stays(make, tmp_path, colours):
+    finisher, storage = await make(SeesColours())
     job = await several_of(storage, *colours)
     outcome = await finisher.finish(job)
-    assert not outcome.verdict.safe and outcome.pictures == ()
-    assert not list((tmp_path / "p" / "out").rglob("*.*"))
+    blue = colours.index("blue")
+    assert outcome.verdict.safe
+    assert {picture.index for picture in outcome.pictures} == set(range(len(colours))) - {blue}
+    assert [review.verdict.safe for review in outcome.reviews] == [colour != "blue" for colour in colours]
+    blocked = outcome.reviews[blue]
+    assert blocked.verdict.codes == ("blue",) and blocked.key == f"quarantine/{job.gen_id}/{blue}.png"
     await finisher.tidy(replace(job, outcome=outcome))
-    assert files_of(tmp_path) == set(outcome.masters) == {f"quarantine/{job.gen_id}/{colours.index('blue')}.png"}
+    signed = {picture.key for picture in outcome.pictures} | {blocked.unsafe.key}
+    assert files_of(tmp_path) == signed | set(outcome.masters)
+
+
+async def test_a_blocked_picture_has_a_signed_copy_only_where_it_may_be_seen(make, tmp_path):
+    finisher, storage = await make(SeesColours())
+    outcome = await finisher.finish(await several_of(storage, "blue", "cyan"))
+    assert not outcome.verdict.safe and outcome.pictures == ()
+    blue, gone = outcome.reviews
+    copy = await storage.read(blue.unsafe.key)
+    assert verify(copy, load_or_create(tmp_path / "ca").anchors_pem).state == "trusted"
+    assert gone.verdict.codes == ("gone",) and gone.unsafe is None
+
+
+async def test_a_verdict_about_minors_takes_all_pictures_of_the_job_with_it(make, tmp_path):
+    finisher, storage = await make(SeesColours())
+    job = await several_of(storage, "red", "blue", "magenta")
+    outcome = await finisher.finish(job)
+    assert outcome.verdict.minors and outcome.pictures == ()
+    assert all(review.unsafe is None and review.key.startswith("quarantine/") for review in outcome.reviews)
+    await finisher.tidy(replace(job, outcome=outcome))
+    assert files_of(tmp_path) == set(outcome.masters)
+
+
+async def released(finisher, job, *indexes):
+    outcome = await finisher.finish(job)
+    await finisher.tidy(replace(job, outcome=outcome))
+    return replace(job, outcome=outcome, release=Release(indexes=indexes, by="kim", note="", at=2.0))
+
+
+async def test_what_a_person_lets_go_is_finished_as_usual(make, tmp_path):
+    finisher, storage = await make(SeesColours())
+    job = await released(finisher, await several_of(storage, "red", "blue"), 1)
+    outcome = await finisher.release(job)
+    assert outcome.pictures[:2] == job.outcome.pictures
+    assert [(p.index, p.type) for p in outcome.pictures[2:]] == [(1, "signed"), (1, "thumbnail")]
+    verdict = outcome.reviews[1].verdict
+    assert (verdict.safe, verdict.reviewer, verdict.findings) == (True, "human:kim", ("blue",))
+    await finisher.tidy(replace(job, outcome=outcome))
+    keys = {picture.key for picture in outcome.pictures}
+    assert files_of(tmp_path) == keys | {f"master/{job.gen_id}/{index}.png" for index in range(2)}
+    for picture in outcome.pictures:
+        data = await storage.read(picture.key)
+        assert verify(data, load_or_create(tmp_path / "ca").anchors_pem).state == "trusted"
+
+
+@pytest.mark.parametrize("colour", ["magenta", "cyan"])
+async def test_nobody_lets_go_what_is_never_handed_out(make, tmp_path, colour):
+    finisher, storage = await make(SeesColours())
+    job = await released(finisher, await several_of(storage, colour), 0)
+    with pytest.raises(ValueError, match="nobody may release"):
+        await finisher.release(job)
+    assert not list((tmp_path / "p" / "out").rglob("*.*"))
+
+
+async def test_a_lost_original_can_not_be_let_go(make):
+    finisher, storage = await make(SeesColours())
+    job = await released(finisher, await several_of(storage, "red", "blue"), 1)
+    await storage.purge(f"quarantine/{job.gen_id}")
+    with pytest.raises(FinishingFailed) as caught:
+        await finisher.release(job)
+    assert not caught.value.retryable
 
 
 async def test_one_lost_picture_of_several_means_none(make, tmp_path):
-    finisher, storage = await make(NoBlue())
+    finisher, storage = await make(SeesColours())
     job = await several_of(storage, "red", "green")
     await storage.purge(raw_key(job, 1))
     with pytest.raises(DrawAgain):

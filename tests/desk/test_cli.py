@@ -96,7 +96,7 @@ class StandInGateway:
 
     def finishes_with(self, file: bytes) -> None:
         self.file = file
-        images = [{"type": "signed", "url": f"{self.url}/p.jpg", "filename": "p.jpg"}]
+        images = [{"type": "signed", "url": f"{self.url}/p.jpg", "filename": "p.jpg", "index": 0, "seed": 1}]
         meta = {"width": 1344, "height": 768, "format": "jpeg", "seed": 1, "images": images}
         ticket = {"id": "run_1", "prompt": "@aya", "model": "eros"}
         self.answers["generate"] = [(200, ticket)]
@@ -290,14 +290,20 @@ def test_several_pictures_get_numbers_and_a_reference_is_sent_along(
 ) -> None:
     gateway.finishes_with(b"not a picture")
     images = gateway.answers["status"][-1][1]["meta"]["images"]
-    images += [{"type": "thumbnail", "url": "x", "filename": "x"}, {**images[0], "filename": "q.jpg"}]
+    images += [
+        {"type": "thumbnail", "url": "x", "filename": "x"},
+        {**images[0], "filename": "q.jpg", "index": 2, "seed": 3},
+    ]
+    refusal = {"error": "Content blocked — flagged for: Blue", "filter_categories": ["blue"]}
+    gateway.answers["status"][-1][1]["blocked"] = [{"index": 1, "seed": 2, **refusal}]
     hill = tmp_path / "hill.png"
     hill.write_bytes(b"\x89PNG\r\n\x1a\n hill")
-    options = ["--url", gateway.url, "--key", "k", "--data", data, "-n", 2, "--reference", hill, "--strength", 0.5]
+    options = ["--url", gateway.url, "--key", "k", "--data", data, "-n", 3, "--reference", hill, "--strength", 0.5]
     done = imgen("generate", "@aya", "-o", tmp_path / "x.jpg", *options)
     assert done.exit_code == 0
-    assert done.stdout.splitlines() == [str(tmp_path / "x_1.jpg"), str(tmp_path / "x_2.jpg")]
-    assert gateway.asked[0]["n"] == 2
+    assert done.stdout.splitlines() == [str(tmp_path / "x_1.jpg"), str(tmp_path / "x_3.jpg")]
+    assert "picture 2: Content blocked — flagged for: Blue (blue)" in done.stderr and "seed 3" in done.stderr
+    assert gateway.asked[0]["n"] == 3
     uri = "data:image/png;base64," + base64.b64encode(hill.read_bytes()).decode()
     assert gateway.asked[0]["references"] == [{"image": uri, "strength": 0.5}]
 

@@ -134,7 +134,8 @@ class RequestReader:
     def _ruleset(self, fields: Fields) -> str:
         wanted = fields.text("compliance_ruleset").strip()
         known = self._rulesets()
-        if not wanted or wanted in known:
+        # Before a service of its own has answered once nobody knows its names: the gate says so, retryable.
+        if not wanted or wanted in known or not known:
             return wanted or "default"
         if self._unknown_ruleset == "error":
             raise InvalidField(
