@@ -13,8 +13,8 @@ The chain shows that no entry was changed, taken out or moved; the seal that non
 it is. It is signed with the key that signs the pictures. All lines are canonical JSON (sorted keys, no blanks, ASCII
 only), so any other spelling of the same thing is a change, too.
 
-Whoever holds the key and the database can still write another record from scratch. An earlier export betrays that: the
-hash of its seal is then nowhere in the later one.
+Whoever holds the key and the database can still write another record from scratch, or forget its newest entries. An
+earlier export betrays that: `verify` says whether a later one goes on where it ended.
 """
 
 import base64
@@ -154,20 +154,23 @@ def export(links: Iterable[Link], credentials: Credentials, at: dt.datetime, pre
     yield writer.seal(credentials, at)
 
 
-def verify(lines: Iterable[str], anchors: bytes) -> Report:
+def verify(lines: Iterable[str], anchors: bytes, earlier: Report | None = None) -> Report:
     """Reads an export once, from front to back, and says what it holds and what is wrong with it; it never raises.
 
-    `anchors` is PEM text with the roots that are trusted to have issued the signer's certificate.
+    `anchors` is PEM text with the roots that are trusted to have issued the signer's certificate. With the report of an
+    earlier export this one must hold or follow that one's last entry.
     """
-    reader = _Reader(anchors)
+    reader = _Reader(anchors, earlier if earlier and earlier.count else None)
     for number, text in enumerate(lines, 1):
         reader.take(number, text.removesuffix("\n"))
     return reader.report()
 
 
 class _Reader:
-    def __init__(self, anchors: bytes) -> None:
+    def __init__(self, anchors: bytes, earlier: Report | None) -> None:
         self._anchors = anchors
+        #: What is still to be met of the earlier export.
+        self._earlier = earlier
         self._problems: list[str] = []
         self._head = ""
         self._begin = ""
@@ -193,6 +196,10 @@ class _Reader:
     def report(self) -> Report:
         if not self._sealed_at_line:
             self._problems.append("The end is missing: there is no seal.")
+        if self._earlier:
+            self._problems.append(
+                f"The earlier export ends with entry {self._earlier.last}; this one does not go on from there."
+            )
         return Report(
             count=self._count,
             first=self._first,
@@ -213,6 +220,8 @@ class _Reader:
         else:
             self._head = _sha256(text)
             self._begin = self._hash = str(said["previous"])
+            if self._earlier and self._begin == self._earlier.hash:
+                self._earlier = None
 
     def _take_link(self, number: int, found: Link) -> None:
         entry = found.entry
@@ -227,6 +236,10 @@ class _Reader:
             self._wrong(number, f"has entry {entry.seq}, which does not follow the entry before it")
         if link(entry, found.previous).hash != found.hash:
             self._wrong(number, f"has entry {entry.seq}, which was changed: its hash is another one")
+        if self._earlier and entry.seq == self._earlier.last:
+            if found.hash != self._earlier.hash:
+                self._wrong(number, f"has entry {entry.seq}, which is another one than in the earlier export")
+            self._earlier = None
         self._first = self._first or entry.seq
         self._last, self._hash = entry.seq, found.hash
         self._count += 1

@@ -35,7 +35,6 @@ def export(
     """Write the audit as JSON lines, sealed with the key that signs the pictures."""
     import asyncio
 
-    from compliance.ledger import verify as read
     from gateway.app import signing_credentials
 
     settings = _settings(data)
@@ -47,8 +46,7 @@ def export(
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
-    with output.open(encoding="utf-8", newline="\n") as lines:
-        _tell(read(lines, credentials.anchors_pem))
+    _tell(_read(output, credentials.anchors_pem))
     typer.echo(str(output))
 
 
@@ -58,14 +56,27 @@ def verify(
     anchors: Annotated[
         Path | None, typer.Option(help="PEM roots to trust; this desk's own.", show_default=False)
     ] = None,
+    after: Annotated[
+        Path | None,
+        typer.Option(help="An earlier export that this one must go on from.", exists=True, dir_okay=False),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Say whether an export is as it was written: nothing changed, taken out, moved or cut off, and by whom sealed."""
+    trusted = _anchors(_settings(data), anchors)
+    earlier = _read(after, trusted) if after else None
+    if earlier and not earlier.intact:
+        from gateway.console import fail
+
+        raise fail(f"{after} is broken: {earlier.problems[0]}", "Compare with an export that is intact.")
+    _tell(_read(file, trusted, earlier))
+
+
+def _read(file: Path, anchors: bytes, earlier: Report | None = None) -> Report:
     from compliance.ledger import verify as read
 
-    trusted = _anchors(_settings(data), anchors)
     with file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        _tell(read(lines, trusted))
+        return read(lines, anchors, earlier)
 
 
 def _tell(report: Report) -> None:

@@ -136,7 +136,6 @@ _REOPEN = (
         release=bindparam("new_release"),
         next_at=bindparam("now"),
         tries=0,
-        finished_at=null(),
         lease=null(),
         lease_until=null(),
     )

@@ -244,3 +244,36 @@ def test_a_file_that_is_something_else_does_not_fill_the_memory(anchors):
 
 def test_anchors_that_do_not_read_are_told(lines):
     assert "The list of anchors has no readable certificate" in verify(lines, b"nothing").problems[0]
+
+
+@pytest.mark.parametrize("begin", [0, 2, 3, 4], ids=["whole", "overlapping", "at-its-last", "right-after"])
+def test_an_export_goes_on_from_an_earlier_one(credentials, anchors, begin):
+    links = chain([{"n": n} for n in range(8)])
+    earlier = verify(export(links[:4], credentials, WHEN), anchors)
+    later = list(export(links[begin:], credentials, WHEN, links[begin - 1].hash if begin else GENESIS))
+    assert verify(later, anchors, earlier).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("bodies", "begin"),
+    [
+        pytest.param([{"n": n} for n in range(3)], 0, id="its-last-entry-is-forgotten"),
+        pytest.param([{"n": n} for n in range(6)], 5, id="entries-are-in-neither"),
+        pytest.param([{"n": 9}, *({"n": n} for n in range(1, 6))], 0, id="written-anew"),
+        pytest.param([{"n": 9}, *({"n": n} for n in range(1, 6))], 4, id="written-anew-before-it-begins"),
+        pytest.param([], 0, id="all-forgotten"),
+    ],
+)
+def test_an_export_that_forgets_or_rewrites_what_an_earlier_one_held_is_found(credentials, anchors, bodies, begin):
+    """Its own chain and seal are whole: the operator has made it so."""
+    earlier = verify(export(chain([{"n": n} for n in range(4)]), credentials, WHEN), anchors)
+    links = chain(bodies)
+    later = list(export(links[begin:], credentials, WHEN, links[begin - 1].hash if begin else GENESIS))
+    assert verify(later, anchors).intact
+    report = verify(later, anchors, earlier)
+    assert len(report.problems) == 1 and "earlier export" in report.problems[0]
+
+
+def test_every_export_goes_on_from_an_empty_one(credentials, anchors, lines):
+    empty = verify(export([], credentials, WHEN), anchors)
+    assert verify(lines, anchors, empty).intact

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -238,3 +239,14 @@ def test_a_secret_that_is_none_is_refused_with_the_fix(secret: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Webhook("http://127.0.0.1:1/", secret, now=lambda: 1.0)
     assert "openssl" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize("fault", [httpx.ReadTimeout, httpx.ConnectTimeout, httpx.RemoteProtocolError])
+async def test_an_operator_who_is_too_slow_or_talks_nonsense_was_not_told(fault: type[httpx.TransportError]) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise fault("no")
+
+    webhook = Webhook("http://operator/", SECRET, now=lambda: 1.0, transport=httpx.MockTransport(answer))
+    async with webhook.open():
+        with pytest.raises(NotifierUnavailable, match=fault.__name__):
+            await webhook.send(EVENT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +151,33 @@ def test_an_export_of_another_desk_is_not_vouched_for(data: Path, tmp_path: Path
     assert trusted.exit_code == 0
 
 
+def test_entries_that_were_forgotten_since_an_earlier_export_are_found(data: Path, tmp_path: Path) -> None:
+    record(data, 1.0, 2.0, 3.0)
+    imgen("audit", "export", "-o", tmp_path / "before.jsonl", "--data", data)
+    record(data, 4.0)
+    imgen("audit", "export", "-o", tmp_path / "after.jsonl", "--data", data)
+    options = ["--after", tmp_path / "before.jsonl", "--data", data]
+    assert imgen("audit", "verify", tmp_path / "after.jsonl", *options).exit_code == 0
+    with closing(sqlite3.connect(data / "imgen.db")) as connection:
+        connection.execute("DROP TRIGGER audit_no_delete")
+        connection.execute("DELETE FROM audit WHERE seq >= 3")
+        connection.commit()
+    assert imgen("audit", "export", "-o", tmp_path / "cut.jsonl", "--data", data).exit_code == 0
+    done = imgen("audit", "verify", tmp_path / "cut.jsonl", *options)
+    assert done.exit_code == 1
+    assert "The earlier export ends with entry 3; this one does not go on from there." in done.stdout
+
+
+def test_a_broken_earlier_export_proves_nothing(data: Path, tmp_path: Path) -> None:
+    record(data, 1.0)
+    file = tmp_path / "audit.jsonl"
+    imgen("audit", "export", "-o", file, "--data", data)
+    (tmp_path / "bad.jsonl").write_text("nothing\n")
+    done = imgen("audit", "verify", file, "--after", tmp_path / "bad.jsonl", "--data", data)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"imgen: {tmp_path / 'bad.jsonl'} is broken: Line 1 is not the beginning")
+
+
 def test_anchors_that_are_not_there_are_one_line(data: Path, tmp_path: Path) -> None:
     record(data, 1.0)
     imgen("audit", "export", "-o", tmp_path / "audit.jsonl", "--data", data)
@@ -160,9 +189,6 @@ def test_anchors_that_are_not_there_are_one_line(data: Path, tmp_path: Path) -> 
 def test_an_audit_that_was_changed_in_the_database_is_exported_and_said_to_be_broken(
     data: Path, tmp_path: Path
 ) -> None:
-    import sqlite3
-    from contextlib import closing
-
     record(data, 1.0, 2.0, 3.0)
     with closing(sqlite3.connect(data / "imgen.db")) as connection:
         connection.execute("DROP TRIGGER audit_no_update")

@@ -254,7 +254,7 @@ async def test_a_released_job_is_finished_once_more(jobs: SqlJobs, state: State)
     ended = job(state=state, finished_at=5.0, tries=3)
     await add(jobs, ended)
     reopened = await jobs.reopen(ended.gen_id, RELEASE, now=90.0)
-    assert reopened == replace(ended, state=State.FINISHING, release=RELEASE, next_at=90.0, tries=0, finished_at=None)
+    assert reopened == replace(ended, state=State.FINISHING, release=RELEASE, next_at=90.0, tries=0)
     assert await jobs.due(now=90.0, limit=9) == [ended.gen_id]
     claimed = await jobs.claim(ended.gen_id, lease="mine", now=90.0, until=99.0)
     assert claimed == reopened
