@@ -2,6 +2,7 @@
 
 It checks a request as the real one does (key, model, pictures, schema), notes it, and answers as its script says: one
 step for each request, then what `moderation` and `judge` say. A judge who is asked nothing says 0 to every rule.
+`received` counts the requests that the real one would not take, too.
 """
 
 import base64
@@ -166,6 +167,7 @@ class FakeOpenAI:
 
     def __init__(self):
         self.asked: list[Asked] = []
+        self.received = 0
         self.moderation: Callable = lambda given: {}
         self.judge: Callable = lambda rule, data: (0.0, 0.0)
         self.default: Reply | str | None = None
@@ -195,6 +197,7 @@ class FakeOpenAI:
         self._over.wait(60)
 
     def answer(self, path, headers, raw):
+        self.received += 1
         try:
             asked = _checked(path, headers, raw)
             self.asked.append(asked)
