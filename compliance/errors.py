@@ -46,6 +46,19 @@ class ReviewUnavailable(ComplianceError):
     code = "compliance_unavailable"
     retryable = True
 
+    def __init__(
+        self, message: str = "", *, fix: str = "", again: bool = True, after: float = 0.0, outage: bool = True
+    ) -> None:
+        """`retryable` is for the job; the rest is for whoever asks the reviewer.
+
+        `again` says that asking it again at once may help, `after` how many seconds it wants to be left alone first,
+        and `outage` that it is the reviewer that is broken, not the question that it has no answer to.
+        """
+        super().__init__(message, fix=fix)
+        self.again = again
+        self.after = after
+        self.outage = outage
+
 
 class BadRules(ComplianceError):
     """A rule file can't be read."""

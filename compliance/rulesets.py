@@ -20,7 +20,8 @@
     judge = 0.6                      # one number: the label is the rule's own id
 
 A reviewer that a rule names and that is not configured is passed over, unless the ruleset requires it. The rules about
-minors are in `minors.toml`, in the same form; they belong to every ruleset and none can name, change or leave them out.
+minors are in `minors.toml`, and what a reviewer's own provider refuses to look at in `provider.toml`, both in the same
+form; they belong to every ruleset and none can name, change or leave them out.
 """
 
 import hashlib
@@ -36,7 +37,11 @@ from compliance.errors import BadRules
 
 SHIPPED = Path(__file__).with_name("rulesets")
 MINORS_FILE = Path(__file__).with_name("minors.toml")
+PROVIDER_FILE = Path(__file__).with_name("provider.toml")
 MINORS = "MINORS"
+PROVIDER_POLICY = "PROVIDER_POLICY"
+#: What a reviewer says, with the score 1, whose provider refuses to look: its answer is final, and it is no outage.
+REFUSED = "provider.refused"
 DEFAULT = "default"
 #: The names that a ruleset may give reviewers, with what each of them is.
 REVIEWERS = {
@@ -113,7 +118,7 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """A ruleset with the rules about minors in front. `version` changes with the content of its files."""
+    """A ruleset with the rules that are always on in front. `version` changes with the content of its files."""
 
     name: str
     title: str
@@ -163,9 +168,9 @@ def load_ruleset(path: Path) -> Ruleset:
         where = f"{path}{_line(path, number)}: rule {rule.id!r}"
         if rule.id in ids:
             raise BadRules(f"{where} is there twice.", fix="Give one of them another id.")
-        if rule.minors or rule.id.startswith("minors"):
+        if rule.category in (MINORS, PROVIDER_POLICY) or rule.id.startswith(("minors", "provider.")):
             raise BadRules(
-                f"{where} stands in for a rule about minors.",
+                f"{where} stands in for a rule about minors or about a provider's policy.",
                 fix="Take it out: those rules are always on. Give a rule of your own another id and category.",
             )
         ids.add(rule.id)
@@ -177,15 +182,15 @@ def load_ruleset(path: Path) -> Ruleset:
     return Ruleset(
         name=content.name,
         title=content.title,
-        version=content_version(MINORS_FILE, path),
-        rules=(*minors_rules(), *content.rules),
+        version=content_version(MINORS_FILE, PROVIDER_FILE, path),
+        rules=(*standing_rules(), *content.rules),
         requires=content.requires,
     )
 
 
-def minors_rules() -> tuple[Rule, ...]:
-    """The rules that belong to every ruleset."""
-    return _read(MINORS_FILE).rules
+def standing_rules() -> tuple[Rule, ...]:
+    """The rules that belong to every ruleset: about minors, and about what a provider refuses to look at."""
+    return _read(MINORS_FILE).rules + _read(PROVIDER_FILE).rules
 
 
 def content_version(*files: Path) -> str:
