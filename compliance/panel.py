@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from compliance.errors import ReviewUnavailable
 from compliance.picture import Raw
 from compliance.review import Context, Reviewer, decide, review
+from compliance.reviewers.guard import Guarded
 from compliance.reviewers.words import Words
 from compliance.rulesets import Ruleset, fit
 from compliance.verdict import Asked, Verdict
@@ -40,6 +41,11 @@ class Panel:
     def review(self, picture: Raw, context: Context, ruleset: str) -> Verdict:
         """Raises what `compliance.review.review` raises, also for a ruleset that is not there."""
         return review(picture, context, self._ruleset(ruleset), self.reviewers)
+
+    def troubles(self) -> list[str]:
+        """A sentence for each reviewer that is known not to answer now."""
+        guards = [reviewer for reviewer in self.reviewers if isinstance(reviewer, Guarded)]
+        return [f"the reviewer {guard.name} does not answer: {guard.trouble}" for guard in guards if guard.trouble]
 
     def _ruleset(self, name: str) -> Ruleset:
         try:

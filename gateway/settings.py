@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gateway.errors import SettingsError
 
@@ -21,6 +21,7 @@ def _http_url(value: str) -> str:
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Seconds = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float | None, BeforeValidator(lambda value: None if value == "none" else value)]
 
 
 class Settings(BaseModel):
@@ -56,6 +57,15 @@ class Settings(BaseModel):
 
     rulesets: Path | None = Field(None, description="Folder of your own rulesets, beside the shipped ones")
     word_rules: Path | None = Field(None, description="Your own word rules (TOML), beside the shipped ones")
+    moderation_url: HttpUrl = Field("", description="OpenAI-compatible moderation endpoint, up to /v1; none when empty")
+    moderation_key: str = Field("", description="Key of the moderation endpoint")
+    moderation_model: str = Field("omni-moderation-latest", description="Model of the moderation endpoint")
+    moderation_images: bool = Field(True, description="Whether it takes pictures, or only text")
+    judge_url: HttpUrl = Field("", description="OpenAI-compatible vision model that judges by the ruleset, up to /v1")
+    judge_key: str = Field("", description="Key of the judge")
+    judge_model: str = Field("", description="Model of the judge")
+    judge_schema: bool = Field(True, description="Whether it knows json_schema answers, or only json_object")
+    judge_temperature: Temperature = Field(0.0, description="Its temperature; none for models that take none")
     acs_url: HttpUrl = Field(
         "", description="A compliance service of its own; the reviewers of this process when empty"
     )
@@ -95,6 +105,8 @@ class Settings(BaseModel):
             raise ValueError("secret: must have 32 characters at least")
         if (self.signing_chain is None) != (self.signing_key is None):
             raise ValueError("signing_chain: set it together with signing_key")
+        if self.judge_url and not self.judge_model:
+            raise ValueError("judge_url: set it together with judge_model")
         if self.operator_webhook and not self.operator_secret:
             raise ValueError("operator_webhook: set it together with operator_secret")
         if self.acs_key and not (self.acs_key.isascii() and len(self.acs_key) >= 16):

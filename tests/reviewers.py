@@ -9,7 +9,7 @@ from compliance.panel import Panel
 from compliance.review import Opinion, Reviewer
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
-from compliance.rulesets import Rule, Ruleset, load_rulesets, minors_rules
+from compliance.rulesets import Rule, Ruleset, load_rulesets, standing_rules
 
 #: What the first pixel says to `SeesColours`.
 COLOURS = {(0, 0, 255): "blue", (255, 0, 255): "minors", (0, 255, 255): "gone"}
@@ -53,7 +53,7 @@ COLOURS_RULESET = Ruleset(
     name="colours",
     title="No blue",
     version="v1",
-    rules=(*minors_rules(), rule("blue", "Blue"), rule("gone", "Gone", releasable=False)),
+    rules=(*standing_rules(), rule("blue", "Blue"), rule("gone", "Gone", releasable=False)),
 )
 
 

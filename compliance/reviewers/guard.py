@@ -62,7 +62,10 @@ class Guarded:
 
     @property
     def trouble(self) -> str:
-        """Why nobody asks it at the moment, for people; empty when it is asked."""
+        """Why nobody asks it at the moment, for people; empty when it is asked, if only to see whether it is back.
+
+        Who is sent no work while there is trouble would never find out.
+        """
         return self._breaker.trouble
 
     def review(self, picture: Raw, context: Context, ruleset: Ruleset) -> Opinion:
@@ -123,7 +126,8 @@ class _Breaker:
     @property
     def trouble(self) -> str:
         with self._lock:
-            return str(self._last) if self._failures >= self._trips_after else ""
+            resting = self._failures >= self._trips_after and self._clock() < self._until
+            return str(self._last) if resting else ""
 
     def enter(self) -> bool:
         """Raises ReviewUnavailable while it is open, and is true for the call that may try.

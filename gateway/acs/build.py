@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from compliance.panel import Panel
 from compliance.review import Reviewer
+from compliance.reviewers.guard import Guarded
+from compliance.reviewers.judge import Judge
+from compliance.reviewers.moderation import Moderation
 from compliance.reviewers.render import RenderCheck
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
@@ -17,4 +20,27 @@ def panel_of(settings: Settings, others: Sequence[Reviewer] = ()) -> Panel:
     """``others`` are asked too. Raises `compliance.errors.BadRules`, which names file, line and fix."""
     gate = PromptGate.from_file(settings.word_rules) if settings.word_rules else PromptGate.built_in()
     folders = [settings.rulesets] if settings.rulesets else []
-    return Panel(Words(gate), [RenderCheck(), *others], load_rulesets(*folders))
+    return Panel(Words(gate), [RenderCheck(), *_models(settings), *others], load_rulesets(*folders))
+
+
+def _models(settings: Settings) -> Iterator[Reviewer]:
+    """The models that are asked over the network. What they leave open, the job tries again later."""
+    if settings.moderation_url:
+        moderation = Moderation(
+            base_url=settings.moderation_url,
+            api_key=settings.moderation_key,
+            model=settings.moderation_model,
+            timeout=20.0,
+            images=settings.moderation_images,
+        )
+        yield Guarded(moderation, at_once=settings.acs_threads, attempts=3, patience=20.0)
+    if settings.judge_url:
+        judge = Judge(
+            base_url=settings.judge_url,
+            api_key=settings.judge_key,
+            model=settings.judge_model,
+            timeout=60.0,
+            schema=settings.judge_schema,
+            temperature=settings.judge_temperature,
+        )
+        yield Guarded(judge, at_once=settings.acs_threads, attempts=3, patience=30.0)

@@ -47,4 +47,5 @@ class LocalCompliance:
         return await anyio.to_thread.run_sync(self._panel.review, picture, context, ruleset, limiter=self._limiter)
 
     async def readiness(self) -> Readiness:
-        return Readiness(ready=True)
+        reason = "; ".join(self._panel.troubles())
+        return Readiness(ready=not reason, reason=reason)

@@ -26,7 +26,7 @@ from compliance.errors import BrokenRender, ReviewUnavailable
 from compliance.picture import Raw
 from compliance.review import Context, decide
 from compliance.reviewers.words import Words
-from compliance.rulesets import MINORS_FILE, Ruleset, content_version, minors_rules
+from compliance.rulesets import MINORS_FILE, Ruleset, content_version, standing_rules
 from compliance.verdict import Asked, Verdict
 from gateway.acs.answers import fault_in, rulesets_in, verdict_in
 from gateway.acs.local import SHORT
@@ -67,7 +67,7 @@ class RemoteCompliance:
         self._url = url.rstrip("/")
         self._key = key
         self._words = minors
-        self._rules = minors_rules()
+        self._rules = tuple(rule for rule in standing_rules() if rule.minors)
         self._rules_version = content_version(MINORS_FILE)
         self._timeout = timeout
         self._transport = transport

@@ -265,7 +265,7 @@ class Advancer:
         """Every verdict goes into the audit, and one about minors has consequences, before any picture can be read."""
         assert job.drawn is not None
         hashes = {picture.index: picture.sha256 for picture in job.drawn.pictures}
-        before = {review.index: review.verdict for review in job.outcome.reviews} if job.outcome else {}
+        before = {review.index: review.verdict for review in job.outcome.each} if job.outcome else {}
         for review in outcome.reviews:
             if before.get(review.index) != review.verdict:
                 await self._audit.verdict(job, review.index, review.verdict, hashes[review.index])

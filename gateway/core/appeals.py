@@ -30,18 +30,10 @@ def new_appeal_id() -> str:
 
 
 def blocked_pictures(job: Job) -> tuple[PictureReview, ...]:
-    """The pictures of an ended job that its review has kept back.
-
-    A job of before there was a review per picture has one verdict, which then speaks for its first picture.
-    """
-    outcome = job.outcome
-    if outcome is None or job.state not in (State.BLOCKED, State.COMPLETED):
+    """The pictures of an ended job that its review has kept back."""
+    if job.outcome is None or job.state not in (State.BLOCKED, State.COMPLETED):
         return ()
-    if outcome.reviews:
-        return tuple(review for review in outcome.reviews if not review.verdict.safe)
-    if job.state is State.COMPLETED:
-        return ()
-    return (PictureReview(index=0, verdict=outcome.verdict, key=outcome.masters[0] if outcome.masters else ""),)
+    return tuple(review for review in job.outcome.each if not review.verdict.safe)
 
 
 class Appeals:

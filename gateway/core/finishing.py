@@ -160,7 +160,7 @@ class Finisher:
         drawn = {picture.index: picture for picture in job.drawn.pictures}
         reviews: list[PictureReview] = []
         finished: list[Finished] = []
-        for review in job.outcome.reviews:
+        for review in job.outcome.each:
             if review.index not in job.release.indexes or review.verdict.safe:
                 reviews.append(review)
                 continue

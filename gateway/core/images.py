@@ -218,6 +218,12 @@ class Outcome:
     lossless: bool = False
     timings: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def each(self) -> tuple[PictureReview, ...]:
+        """``reviews``; in a row of before there were any, the one verdict speaks for the first picture."""
+        first = self.masters[0] if self.masters else ""
+        return self.reviews or (PictureReview(index=0, verdict=self.verdict, key=first),)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
@@ -277,7 +283,7 @@ class Job:
     @property
     def settled(self) -> bool:
         """Whether nothing of it can change any more: what a review blocked, a person may let go."""
-        blocked = self.outcome is not None and any(not review.verdict.safe for review in self.outcome.reviews)
+        blocked = self.outcome is not None and any(not review.verdict.safe for review in self.outcome.each)
         return not (self.open or self.state is State.BLOCKED or blocked)
 
 

@@ -214,15 +214,18 @@ def test_after_the_rest_only_one_call_tries(clock):
     "neutral", [BrokenRender(), down(outage=False, again=False)], ids=["broken-render", "no-answer-to-this"]
 )
 def test_what_is_no_outage_neither_opens_nor_closes_the_circuit(clock, neutral):
-    seer = Seer(*[neutral] * 9, down(), neutral, down(), neutral, Opinion())
+    seer = Seer(*[neutral] * 9, down(), neutral, down(), neutral, down(), Opinion())
     guard = guarded(seer, clock, attempts=1, trips_after=2, rest=30.0)
     fail(guard, 9)
     assert guard.trouble == ""
     fail(guard, 3)
     assert guard.trouble
     clock.now += 31.0
+    assert guard.trouble == ""  # it may be asked: one call is let through
     fail(guard)
+    fail(guard)  # the trial has shown nothing, so this one is another: it fails, and the rest begins anew
     assert guard.trouble
+    clock.now += 31.0
     assert ask(guard) == Opinion()
     assert guard.trouble == ""
 
