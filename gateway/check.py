@@ -10,7 +10,7 @@ import httpx
 from compliance.errors import ComplianceError
 from compliance.sign import Signer
 from gateway import __version__
-from gateway.app import secret_of, signing_credentials
+from gateway.app import compliance_of, secret_of, signing_credentials
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import catalog
 from gateway.core.catalog import Catalog
@@ -76,10 +76,16 @@ def looks(settings: Settings) -> Iterator[tuple[str, Look]]:
         async with backend.open():
             return _of(await backend.readiness(), settings.backend_url)
 
+    async def see_compliance() -> str:
+        compliance = compliance_of(settings)
+        async with compliance.open():
+            return _of(await compliance.readiness(), f"rulesets {' '.join(sorted(compliance.rulesets))}")
+
     yield "catalogue", see_catalog
     yield "job store", see_jobs
     yield "signing", see_signing
     yield "storage", see_storage
+    yield "compliance", see_compliance
     yield "endpoint", see_endpoint
 
 

@@ -61,11 +61,13 @@ class Settings(BaseModel):
     moderation_key: str = Field("", description="Key of the moderation endpoint")
     moderation_model: str = Field("omni-moderation-latest", description="Model of the moderation endpoint")
     moderation_images: bool = Field(True, description="Whether it takes pictures, or only text")
+    moderation_timeout: Seconds = Field(15, description="Seconds that one call of it may take")
     judge_url: HttpUrl = Field("", description="OpenAI-compatible vision model that judges by the ruleset, up to /v1")
     judge_key: str = Field("", description="Key of the judge")
     judge_model: str = Field("", description="Model of the judge")
     judge_schema: bool = Field(True, description="Whether it knows json_schema answers, or only json_object")
     judge_temperature: Temperature = Field(0.0, description="Its temperature; none for models that take none")
+    judge_timeout: Seconds = Field(60, description="Seconds that one call of it may take")
     acs_url: HttpUrl = Field(
         "", description="A compliance service of its own; the reviewers of this process when empty"
     )

@@ -32,7 +32,9 @@ def test_every_setting_is_documented(name):
 def test_the_documented_defaults_are_the_real_ones():
     for name, field in Settings.model_fields.items():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{PREFIX}{name.upper()}` |"))
-        if isinstance(field.default, int | float):
+        if isinstance(field.default, bool):
+            assert f"| `{str(field.default).lower()}` |" in row
+        elif isinstance(field.default, int | float):
             assert f"| `{field.default:g}` |" in row or f"| `{field.default}` |" in row
 
 

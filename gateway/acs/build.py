@@ -30,17 +30,17 @@ def _models(settings: Settings) -> Iterator[Reviewer]:
             base_url=settings.moderation_url,
             api_key=settings.moderation_key,
             model=settings.moderation_model,
-            timeout=20.0,
+            timeout=settings.moderation_timeout,
             images=settings.moderation_images,
         )
-        yield Guarded(moderation, at_once=settings.acs_threads, attempts=3, patience=20.0)
+        yield Guarded(moderation, at_once=settings.acs_threads, attempts=3, patience=settings.moderation_timeout)
     if settings.judge_url:
         judge = Judge(
             base_url=settings.judge_url,
             api_key=settings.judge_key,
             model=settings.judge_model,
-            timeout=60.0,
+            timeout=settings.judge_timeout,
             schema=settings.judge_schema,
             temperature=settings.judge_temperature,
         )
-        yield Guarded(judge, at_once=settings.acs_threads, attempts=3, patience=30.0)
+        yield Guarded(judge, at_once=settings.acs_threads, attempts=3, patience=settings.judge_timeout)
