@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway import __version__
+from gateway.commands.rulesets import app as rulesets_app
 
 if TYPE_CHECKING:
     from gateway.client import Client
@@ -36,6 +37,7 @@ keys_app = typer.Typer(help="API keys, made and ended straight in the job store.
 app.add_typer(keys_app, name="keys")
 models_app = typer.Typer(invoke_without_command=True)
 app.add_typer(models_app, name="models")
+app.add_typer(rulesets_app, name="rulesets")
 
 Data = Annotated[Path | None, typer.Option(help="Data folder; IMGEN_DATA, or var.", show_default=False)]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; IMGEN_HOST, or 127.0.0.1.", show_default=False)]
