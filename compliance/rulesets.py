@@ -236,7 +236,7 @@ def _read(path: Path) -> _File:
 
 
 def _line(path: Path, rule: int | None, *keys: str) -> str:
-    """`:12`, the line of the first of these keys that the rule of that number has, or of its header when it has none."""
+    """`:12`, the line of the first of these keys that the rule of that number has, or of its header."""
     lines = path.read_text(encoding="utf-8").splitlines()
     headers = [number for number, line in enumerate(lines, 1) if line.strip().startswith("[[rules]]")]
     start = 1 if rule is None else headers[rule] if rule < len(headers) else 1

@@ -65,6 +65,11 @@ class _Node:
     whole: bool = False
 
 
+# Ways to read what was gone through so far: by the node that its letters lead to and the last of them, the node itself
+# and the whole words before those letters.
+_Readings = dict[tuple[int, str], tuple[_Node, tuple[str, ...]]]
+
+
 class Lexicon:
     """The words to look for, each in its `spelling`. `whole` are those that mean something alone."""
 
@@ -134,7 +139,7 @@ class _Page:
     def __init__(self, text: str) -> None:
         self._text = text.translate(_SAME)
         self._kinds = [_kind(c) for c in text]
-        # Of each character: the atoms that begin before it, and whether a space belongs to it.
+        # Of each character: how many atoms begin before it, and whether a word may go on across it.
         self._begun: list[int] = []
         self.atoms: list[str] = []
         self.starts: list[int] = []
@@ -144,8 +149,7 @@ class _Page:
     def read_from(self, start: int, lexicon: Lexicon) -> Iterator[Edge]:
         """Every word, and every run of words written together, that begins with the character at `start`."""
         text, kinds, bridges = self._text, self._kinds, self._bridges
-        # A reading: the node that its letters lead to, the last of them, and the words before this one.
-        readings: dict[tuple[int, str], tuple[_Node, tuple[str, ...]]] = {(0, ""): (lexicon.root, ())}
+        readings: _Readings = {(0, ""): (lexicon.root, ())}
         left, stayed = _LONGEST_WORD, 0
         for at in range(start, min(len(text), start + _LONGEST_REACH)):
             kind = kinds[at]
@@ -163,6 +167,7 @@ class _Page:
                     if node.word and (not before or node.whole):
                         for word in (*before, node.word):
                             yield self._begun[start], self._begun[at + 1], word
+            # "nudechild": right behind a word another may begin.
             if at + 1 == len(text) or kinds[at + 1] == _PUNCTUATION:
                 continue
             for node, before in readings.values():
@@ -214,11 +219,9 @@ class _Page:
             self._bridges[gap] = False
 
 
-def _went_on(
-    readings: dict[tuple[int, str], tuple[_Node, tuple[str, ...]]], c: str, is_mark: bool
-) -> dict[tuple[int, str], tuple[_Node, tuple[str, ...]]]:
+def _went_on(readings: _Readings, c: str, is_mark: bool) -> _Readings:
     """The readings after one more character: it is the next letter, or the last one again, or a mere mark."""
-    then: dict[tuple[int, str], tuple[_Node, tuple[str, ...]]] = {}
+    then: _Readings = {}
     letters = _READINGS.get(c) or (c,)
     for key, (node, before) in readings.items():
         for letter in letters:
