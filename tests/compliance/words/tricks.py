@@ -10,6 +10,8 @@ import random
 import unicodedata
 from collections.abc import Callable
 
+from compliance.text import plain
+
 Trick = Callable[[str, random.Random], str]
 
 # Chosen by eye, and not from the table that the rules use.
@@ -43,7 +45,7 @@ DOUBLES = {
 }
 LEET = {"a": "4@", "b": "8", "e": "3€", "g": "69", "i": "1!|", "l": "1|", "o": "0", "s": "5$", "t": "7+"}
 # What one more letter makes of a listed word is read as the word that it is.
-OTHER_WORDS = {"rapped", "rapping", "nuee", "nuée", "brass", "seeks", "cull", "annal"}
+OTHER_WORDS = {"rapped", "rapping", "nuee", "brass", "seeks", "cull", "annal"}
 _NOTHING_ALONE = {"kind", "scene", "sexual", "art"}
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u034f\u180e\u2064\ufe0f\u061c\u200e"
 MARKS = "\u0300\u0301\u0308\u0323\u0336\u0337\u20dd\u0489\u030a"
@@ -117,7 +119,9 @@ def can_be_joined(text: str) -> bool:
 
 def _repeated(word: str, chance: random.Random) -> str:
     out = "".join(c * chance.randint(1, 3) if c.isalpha() else c for c in word)
-    return f"{word}{word[-1] * 3}" if out.lower().strip(",") in OTHER_WORDS and word[-1].isalpha() else out
+    if plain(out).strip(",") in OTHER_WORDS:
+        return "".join(c * 3 if c.isalpha() else c for c in word)
+    return out
 
 
 def _between(word: str, gap: str) -> str:
