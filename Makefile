@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help install demo test check bench serve train eval-model
+.PHONY: help install demo test check bench serve train eval-model eval-words
 
 help:  ## What there is to make
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
@@ -49,3 +49,6 @@ train: install  ## Train the built-in model and its characters from nothing, int
 
 eval-model: install  ## How well the built-in model does what it is told, figure by figure: about 10 minutes
 	@$(BIN)/python -m handler.builtin.evaluate
+
+eval-words: install  ## What the word rules find in the labelled texts, and what they refuse of ordinary prompts
+	@$(BIN)/python -m bench words

@@ -1,4 +1,4 @@
-"""``python -m bench [calls] [pipeline] [worker] [gpu]``: everything without arguments."""
+"""``python -m bench [calls] [pipeline] [worker] [gpu] [words]``: everything without arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-PARTS = ("calls", "pipeline", "worker", "gpu")
+PARTS = ("calls", "pipeline", "worker", "gpu", "words")
 
 
 def main() -> None:
@@ -35,6 +35,10 @@ def main() -> None:
             from bench import gpu
 
             gpu.run(rounds=given.rounds)
+        if "words" in parts:
+            from bench import words
+
+            words.run()
 
 
 if __name__ == "__main__":

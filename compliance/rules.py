@@ -7,7 +7,7 @@ ones. What of it blocks, a ruleset says: here are only names of what was found.
 
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -58,13 +58,20 @@ class _Node:
     next: dict[str, "_Node"] = field(default_factory=dict)
     classes: set[str] = field(default_factory=set)
 
+    def grow(self, phrase: Iterable[str], name: str) -> None:
+        """Adds a phrase of the class of this name."""
+        node = self
+        for word in phrase:
+            node = node.next.setdefault(word, _Node())
+        node.classes.add(name)
+
     def words(self) -> set[str]:
         """Every word of every phrase from here on."""
         return {*self.next}.union(*(node.words() for node in self.next.values()))
 
     def endings(self) -> set[str]:
-        """The words that are a whole phrase, and not a harmless one."""
-        return {word for word, node in self.next.items() if node.classes - {HARMLESS}}
+        """The words that are a whole phrase."""
+        return {word for word, node in self.next.items() if node.classes}
 
 
 class _Rulebook:
@@ -78,17 +85,24 @@ class _Rulebook:
         rules: Sequence[_Rule],
     ) -> None:
         self.rules = rules
-        self._tree = _Node()
+        self._tree, self._harmless = _Node(), _Node()
         self._numbers = numbers
-        for name, phrases in (*terms.items(), (HARMLESS, harmless)):
+        for name, phrases in terms.items():
             for phrase in phrases:
                 self._add(phrase, name)
+        for phrase in harmless:
+            written = _each_word(phrase, text.exact)
+            self._harmless.grow(written, HARMLESS)
+            self._harmless.grow(["".join(written)], HARMLESS)
         self._lexicon = text.Lexicon(self._tree.words() | self._numbers.keys() | _AND, self._tree.endings())
 
     def find(self, prompt: str) -> dict[str, _Spans]:
-        """Every class of terms with the places where it was found, but for those within a harmless phrase."""
-        length, edges = text.read(prompt, self._lexicon)
-        leaving: list[list[tuple[int, str]]] = [[] for _ in range(length)]
+        """Every class of terms with the places where it was found, but for those within a harmless phrase.
+
+        A harmless phrase is one only as it is written in the list: no trick makes one.
+        """
+        written, edges = text.read(prompt, self._lexicon)
+        leaving: list[list[tuple[int, str]]] = [[] for _ in written]
         # Where a number may go on: after "thirty", and after "treinta y".
         tens = {end for _, end, word in edges if self._numbers.get(word) == GROWN}
         tens |= {end for start, end, word in edges if word in _AND and start in tens}
@@ -98,22 +112,24 @@ class _Rulebook:
                 number = GROWN
             leaving[start] += [(end, form) for form in (word, number) if form]
         found: dict[str, _Spans] = {}
-        for start in range(length):
+        for start in range(len(written)):
             for end, name in _phrases(self._tree, leaving, start):
                 found.setdefault(name, []).append((start, end))
-        return _without_harmless(found, length)
+        plainly = [[(at, word), (at, self._number(word))] for at, word in enumerate(written, 1)]
+        harmless = [(at, end) for at in range(len(written)) for end, _ in _phrases(self._harmless, plainly, at)]
+        # Rules count words, so letters that stand apart are one together.
+        words = list(accumulate(map(_is_new_word, ["", *written], [*written, ""]), initial=0))
+        return {
+            name: [(words[start], words[end]) for start, end in spans]
+            for name, spans in _without(harmless, found, len(written)).items()
+        }
 
     def _add(self, phrase: str, name: str) -> None:
-        words = [
-            spelled for word in phrase.split() for spelled in ([word] if word in (AGE, GROWN) else text.words(word))
-        ]
+        words = _each_word(phrase, text.words)
+        self._tree.grow(words, name)
         # A phrase may also be written as one word: "schoolgirl" is in the list as "school girl".
-        spellings = [words] if {AGE, GROWN} & {*words} else [words, ["".join(words)]]
-        for spelled in spellings:
-            node = self._tree
-            for word in spelled:
-                node = node.next.setdefault(word, _Node())
-            node.classes.add(name)
+        if not {AGE, GROWN} & {*words}:
+            self._tree.grow(["".join(words)], name)
 
     def _number(self, word: str) -> str:
         if word.isdecimal():
@@ -174,10 +190,19 @@ def _phrases(tree: _Node, leaving: Sequence[Sequence[tuple[int, str]]], start: i
                 ahead.append((end, then))
 
 
-def _without_harmless(found: dict[str, _Spans], length: int) -> dict[str, _Spans]:
+def _each_word(phrase: str, words: Callable[[str], list[str]]) -> list[str]:
+    return [each for word in phrase.split() for each in ([word] if word in (AGE, GROWN) else words(word))]
+
+
+def _is_new_word(before: str, word: str) -> bool:
+    """Whether a word begins here, and not only one more letter of those that stand apart."""
+    return len({*before}) != 1 or len({*word}) != 1
+
+
+def _without(harmless: _Spans, found: Mapping[str, _Spans], length: int) -> dict[str, _Spans]:
     """Drops the hits that lie within a harmless phrase."""
     reach = [0] * length
-    for start, end in found.pop(HARMLESS, ()):
+    for start, end in harmless:
         reach[start] = max(reach[start], end)
     furthest = list(accumulate(reach, max))
     return {name: [(start, end) for start, end in spans if furthest[start] < end] for name, spans in found.items()}

@@ -176,7 +176,7 @@ def load_ruleset(path: Path) -> Ruleset:
         ids.add(rule.id)
     if unknown := content.requires - REVIEWERS.keys():
         raise BadRules(
-            f"{path}:1: requires names {sorted(unknown)[0]!r}, which is no reviewer.",
+            f"{path}{_line(path, None, 'requires')}: requires names {sorted(unknown)[0]!r}, which is no reviewer.",
             fix=f"Use one of: {', '.join(REVIEWERS)}.",
         )
     return Ruleset(
@@ -235,20 +235,18 @@ def _read(path: Path) -> _File:
         name = ".".join(str(part) for part in place if part not in ("__root__",))
         problem = first["msg"].removeprefix("Value error, ")
         raise BadRules(
-            f"{path}{_line(path, number, str(place[-1]) if place else '')}: {name}: {problem}.",
+            f"{path}{_line(path, number, *map(str, reversed(place)))}: {name}: {problem}.",
             fix="Compare it with compliance/rulesets/default.toml.",
         ) from exc
 
 
-def _line(path: Path, rule: int | None, key: str = "") -> str:
-    """`:12`, the line of a key of the rule of that number, or of its header when the key is not there."""
+def _line(path: Path, rule: int | None, *keys: str) -> str:
+    """`:12`, the line of the first of these keys that the rule of that number has, or of its header."""
     lines = path.read_text(encoding="utf-8").splitlines()
     headers = [number for number, line in enumerate(lines, 1) if line.strip().startswith("[[rules]]")]
     start = 1 if rule is None else headers[rule] if rule < len(headers) else 1
     end = min((number for number in headers if number > start), default=len(lines) + 1)
     if rule is None:
         end = headers[0] if headers else len(lines) + 1
-    for number in range(start, end):
-        if lines[number - 1].partition("=")[0].strip().strip('"') == key:
-            return f":{number}"
-    return f":{start}"
+    written = {lines[number - 1].partition("=")[0].strip().strip('"'): number for number in range(start, end)}
+    return f":{next((written[key] for key in keys if key in written), start)}"

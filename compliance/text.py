@@ -22,7 +22,8 @@ LOOKALIKES = Path(__file__).with_name("confusables.txt")
 _LOOKALIKES = (
     "аa вb гr еe зe иn іi јj кk мm нh оo рp сc тt уy ѵv хx ѕs ԁd ԛq ԝw һh "
     "αa βb γy δd εe ηn ιi κk μu νv οo ρp τt υu χx ωw "
-    "ɑa ɡg ɩi ıi łl øo đd ħh ŧt æa œo ðd þp əe ɛe ɪi ʟl ʀr ᴀa ʙb ᴄc ᴅd ᴇe ɢg ʜh ᴊj ᴋk ᴍm ɴn ᴏo ᴘp ᴛt ᴜu ᴠv ᴡw ʏy ᴢz"
+    "ɑa ɡg ɩi ıi łl øo đd ħh ŧt æa œo ðd þp əe ɛe ɪi ʟl ʀr ᴀa ʙb ᴄc ᴅd ᴇe ꜰf ɢg ʜh ᴊj ᴋk ᴍm ɴn ᴏo ᴘp ꞯq ᴛt "
+    "ᴜu ᴠv ᴡw ʏy ᴢz"
 )
 # Letters in circles and boxes, and the halves of flags.
 _BOXED = {first + i: chr(ord("a") + i) for first in (0x1F150, 0x1F170, 0x1F1E6) for i in range(26)}
@@ -48,7 +49,7 @@ _SAME = str.maketrans("l", "i")
 _MANY = re.compile(r"(\D)\1{3,}")
 # So far a reading goes: letters, characters of any kind, and letters that all stand for the same one.
 _LONGEST_WORD = 64
-_LONGEST_REACH = 200
+_LONGEST_REACH = 256
 _LONGEST_STAY = 8
 _SHORTEST_PART = 3
 
@@ -62,6 +63,11 @@ class _Node:
     next: dict[str, "_Node"] = field(default_factory=dict)
     word: str = ""
     whole: bool = False
+
+
+# Ways to read what was gone through so far: by the node that its letters lead to and the last of them, the node itself
+# and the whole words before those letters.
+_Readings = dict[tuple[int, str], tuple[_Node, tuple[str, ...]]]
 
 
 class Lexicon:
@@ -88,7 +94,8 @@ def plain(text: str) -> str:
     """
     # Combining marks go first: to normalise a long run of them takes more than linear time.
     visible = "".join(" " if _is_break(c) else c for c in text if not _invisible(c))
-    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", visible).translate(_CAPITALS).casefold())
+    shown = unicodedata.normalize("NFKD", visible.translate(_CAPITALS)).translate(_CAPITALS)
+    folded = unicodedata.normalize("NFKD", shown.casefold())
     letters = "".join(c for c in folded if not _invisible(c)).translate(_CONFUSABLES)
     if letters.isascii():
         return letters
@@ -101,17 +108,25 @@ def spelling(word: str) -> str:
     return _bare(plain(word))
 
 
+def exact(phrase: str) -> list[str]:
+    """The words of a phrase as `read` says that they are written."""
+    return _Page(plain(phrase)).atoms
+
+
 def words(phrase: str) -> list[str]:
     """The spellings of a phrase's words."""
     return [bare for word in plain(phrase).split() if (bare := _bare(word))]
 
 
-def read(text: str, lexicon: Lexicon) -> tuple[int, list[Edge]]:
-    """The number of positions, and each edge (start, end, word) whose word is known; numbers are edges too."""
-    page = _Page(_MANY.sub(r"\1\1\1", plain(text).translate(_SAME)))
+def read(text: str, lexicon: Lexicon) -> tuple[list[str], list[Edge]]:
+    """What is written, one word or number per position, and each edge (start, end, word) whose word is known.
+
+    Numbers are edges too.
+    """
+    page = _Page(_MANY.sub(r"\1\1\1", plain(text)))
     edges = {edge for start in page.starts for edge in page.read_from(start, lexicon)}
     edges.update((at, at + 1, atom) for at, atom in enumerate(page.atoms) if atom.isdecimal())
-    return len(page.atoms), sorted(edges)
+    return page.atoms, sorted(edges)
 
 
 class _Page:
@@ -122,20 +137,19 @@ class _Page:
     """
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        self._text = text.translate(_SAME)
         self._kinds = [_kind(c) for c in text]
-        # Of each character: the atoms that begin before it, and whether a space belongs to it.
+        # Of each character: how many atoms begin before it, and whether a word may go on across it.
         self._begun: list[int] = []
         self.atoms: list[str] = []
         self.starts: list[int] = []
         self._bridges = [True] * len(text)
-        self._measure()
+        self._measure(text)
 
     def read_from(self, start: int, lexicon: Lexicon) -> Iterator[Edge]:
         """Every word, and every run of words written together, that begins with the character at `start`."""
         text, kinds, bridges = self._text, self._kinds, self._bridges
-        # A reading: the node that its letters lead to, the last of them, and the words before this one.
-        readings: dict[tuple[int, str], tuple[_Node, tuple[str, ...]]] = {(0, ""): (lexicon.root, ())}
+        readings: _Readings = {(0, ""): (lexicon.root, ())}
         left, stayed = _LONGEST_WORD, 0
         for at in range(start, min(len(text), start + _LONGEST_REACH)):
             kind = kinds[at]
@@ -148,39 +162,39 @@ class _Page:
             readings, left = then, left - 1
             if not readings or not left or stayed > _LONGEST_STAY:
                 return
-            if self._ends(at):
-                if self._begun[start] == self._begun[at + 1]:
-                    continue
+            if self._ends(at) and self._begun[start] < self._begun[at + 1]:
                 for node, before in readings.values():
                     if node.word and (not before or node.whole):
                         for word in (*before, node.word):
                             yield self._begun[start], self._begun[at + 1], word
-            elif any(node.whole for node, _ in readings.values()):
-                for node, before in list(readings.values()):
-                    if node.whole:
-                        readings.setdefault((id(lexicon.root), ""), (lexicon.root, (*before, node.word)))
+            # "nudechild": right behind a word another may begin.
+            if at + 1 == len(text) or kinds[at + 1] == _PUNCTUATION:
+                continue
+            for node, before in readings.values():
+                if node.whole:
+                    readings.setdefault((id(lexicon.root), ""), (lexicon.root, (*before, node.word)))
+                    break
 
     def _ends(self, at: int) -> bool:
         """Whether a word may end with this character: not within a run of letters, and a sign only at the very end."""
         kind, following = self._kinds[at], self._kinds[at + 1] if at + 1 < len(self._kinds) else _PUNCTUATION
         return following in (_PUNCTUATION, _SIGN) if kind == _SIGN else following != kind
 
-    def _measure(self) -> None:
-        kinds, text = self._kinds, self._text
-        group = gap = -1
-        single_before = single = True
+    def _measure(self, text: str) -> None:
+        kinds = self._kinds
+        gap, same, single_before = -1, frozenset[str](), True
         for at, kind in enumerate(kinds):
             self._begun.append(len(self.atoms))
             previous = kinds[at - 1] if at else _PUNCTUATION
             if kind == _PUNCTUATION:
                 if previous != _PUNCTUATION:
-                    gap, single_before = at, single
+                    gap, single_before = at, bool(same)
                 continue
             if previous == _PUNCTUATION:
-                group, single = at, True
+                same = _letters(self._text[at])
                 self._judge_gap(gap, at, single_before)
-            elif text[at] != text[group]:
-                single = False
+            else:
+                same &= _letters(self._text[at])
             if kind == _SIGN:
                 # The second of two signs that stand for one letter begins no word that the first one does not.
                 if previous == _PUNCTUATION or (previous == _SIGN and _READINGS[text[at]] != _READINGS[text[at - 1]]):
@@ -197,18 +211,17 @@ class _Page:
         text = self._text
         if gap < 0 or single_before or not any(c.isspace() for c in text[gap:group]):
             return
-        after = group + 1
-        while after < len(text) and after - group < _LONGEST_WORD and text[after] == text[group]:
+        same, after = _letters(text[group]), group + 1
+        while after < len(text) and self._kinds[after] != _PUNCTUATION and after - group < _LONGEST_WORD:
+            same &= _letters(text[after])
             after += 1
-        if after < len(text) and self._kinds[after] != _PUNCTUATION:
+        if not same:
             self._bridges[gap] = False
 
 
-def _went_on(
-    readings: dict[tuple[int, str], tuple[_Node, tuple[str, ...]]], c: str, is_mark: bool
-) -> dict[tuple[int, str], tuple[_Node, tuple[str, ...]]]:
+def _went_on(readings: _Readings, c: str, is_mark: bool) -> _Readings:
     """The readings after one more character: it is the next letter, or the last one again, or a mere mark."""
-    then: dict[tuple[int, str], tuple[_Node, tuple[str, ...]]] = {}
+    then: _Readings = {}
     letters = _READINGS.get(c) or (c,)
     for key, (node, before) in readings.items():
         for letter in letters:
@@ -219,6 +232,11 @@ def _went_on(
         if is_mark:
             then.setdefault(key, (node, before))
     return then
+
+
+def _letters(c: str) -> frozenset[str]:
+    """All that a character may stand for."""
+    return frozenset(_READINGS.get(c) or c)
 
 
 def _kind(c: str) -> int:
@@ -253,7 +271,8 @@ def _bare(text: str) -> str:
 
 def _lookalikes() -> tuple[dict[int, str], dict[int, str]]:
     """What capitals look like whose small letter looks otherwise, and what everything else looks like."""
-    capitals: dict[int, str] = {}
+    # Normalisation makes another sigma of this one.
+    capitals = {ord("ϲ"): "c"}
     others: dict[int, str] = {}
     for line in LOOKALIKES.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -12,6 +12,7 @@ from gateway import __version__
 from gateway.commands.acs import acs
 from gateway.commands.appeals import app as appeals_app
 from gateway.commands.audit import app as audit_app
+from gateway.commands.rulesets import app as rulesets_app
 
 if TYPE_CHECKING:
     from gateway.client import Client
@@ -42,6 +43,7 @@ app.add_typer(models_app, name="models")
 app.command()(acs)
 app.add_typer(audit_app, name="audit")
 app.add_typer(appeals_app, name="appeals")
+app.add_typer(rulesets_app, name="rulesets")
 
 Data = Annotated[Path | None, typer.Option(help="Data folder; IMGEN_DATA, or var.", show_default=False)]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; IMGEN_HOST, or 127.0.0.1.", show_default=False)]

@@ -85,6 +85,19 @@ n\u0336u\u0336d\u0336e child
 nüdé chïld
 ɴᴜᴅᴇ ᴄʜɪʟᴅ
 nudechild
++3€n$ex
+n*u*d*e*c*h*i*l*d
+portrait,nu-de,chi-ld,watercolor
+n!u3d!e ch1ld
+NՍDΣ CΗILD
+n u u d d e, c c h i l d
+S*E*X w·i·t·h a m·i·n·o·r
+голая девочка
+ГОЛАЯ ДЕВОЧКА
+裸の子供
+12岁，裸体
+criança nua
+naga dziewczynka
 sexkid
 childporn
 child\u2028porn
@@ -230,6 +243,11 @@ WORST = {
     "doubled": "aabb" * 1000,
     "signs": "!" * 4000,
     "phrases": "18 under not yet 18 age of 9 years old " * 100,
+    "letters-and-signs": "s5$" * 1333,
+    "letters-and-digits": "a4@" * 1333,
+    "spaced-digits": "1 " * 2000,
+    "points-and-words": "n,u,d,e," * 500,
+    "unspaced-script": "子供" * 2000,
     "cover": "baby blue naked tree " * 190,
 }
 
