@@ -1,4 +1,4 @@
-"""``python -m bench [calls] [pipeline] [worker] [gpu] [words]``: everything without arguments."""
+"""``python -m bench [calls] [pipeline] [worker] [compliance] [words] [gpu]``: everything without arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-PARTS = ("calls", "pipeline", "worker", "gpu", "words")
+PARTS = ("calls", "pipeline", "worker", "compliance", "words", "gpu")
 
 
 def main() -> None:
@@ -31,6 +31,10 @@ def main() -> None:
             from bench import worker
 
             worker.run(rounds=given.pictures)
+        if "compliance" in parts:
+            from bench import compliance
+
+            compliance.run()
         if "gpu" in parts:
             from bench import gpu
 

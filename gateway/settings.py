@@ -57,6 +57,8 @@ class Settings(BaseModel):
 
     rulesets: Path | None = Field(None, description="Folder of your own rulesets, beside the shipped ones")
     word_rules: Path | None = Field(None, description="Your own word rules (TOML), beside the shipped ones")
+    detector: Path | None = Field(None, description="TOML file that describes an ONNX picture classifier of yours")
+    known_pictures: Path | None = Field(None, description="Your list of known bad pictures, a PDQ hash a line")
     moderation_url: HttpUrl = Field("", description="OpenAI-compatible moderation endpoint, up to /v1; none when empty")
     moderation_key: str = Field("", description="Key of the moderation endpoint")
     moderation_model: str = Field("omni-moderation-latest", description="Model of the moderation endpoint")

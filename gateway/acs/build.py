@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from compliance.panel import Panel
 from compliance.review import Reviewer
+from compliance.reviewers.builtin import BuiltinCheck
+from compliance.reviewers.detector import Detector
 from compliance.reviewers.guard import Guarded
 from compliance.reviewers.judge import Judge
+from compliance.reviewers.known import KnownPictures
 from compliance.reviewers.moderation import Moderation
 from compliance.reviewers.render import RenderCheck
 from compliance.reviewers.words import Words
@@ -20,7 +23,16 @@ def panel_of(settings: Settings, others: Sequence[Reviewer] = ()) -> Panel:
     """``others`` are asked too. Raises `compliance.errors.BadRules`, which names file, line and fix."""
     gate = PromptGate.from_file(settings.word_rules) if settings.word_rules else PromptGate.built_in()
     folders = [settings.rulesets] if settings.rulesets else []
-    return Panel(Words(gate), [RenderCheck(), *_models(settings), *others], load_rulesets(*folders))
+    looking = [RenderCheck(), *_of_this_machine(settings), *_models(settings), *others]
+    return Panel(Words(gate), looking, load_rulesets(*folders))
+
+
+def _of_this_machine(settings: Settings) -> Iterator[Reviewer]:
+    yield BuiltinCheck.shipped()
+    if settings.detector:
+        yield Detector.from_file(settings.detector)
+    if settings.known_pictures:
+        yield KnownPictures.from_file(settings.known_pictures)
 
 
 def _models(settings: Settings) -> Iterator[Reviewer]:

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from compliance.rules import PromptGate
     from compliance.rulesets import Ruleset
     from compliance.verdict import Verdict
+    from gateway.settings import Settings
 
 app = typer.Typer(help="Compliance rulesets: list them, check their files, try a prompt.", no_args_is_help=True)
 
 Folder = Annotated[
-    Path | None, typer.Option(help="Your own rulesets, beside the shipped ones.", file_okay=False, show_default=False)
+    Path | None,
+    typer.Option(
+        help="Your own rulesets, beside the shipped ones; IMGEN_RULESETS.", file_okay=False, show_default=False
+    ),
 ]
 
 
@@ -22,7 +27,9 @@ Folder = Annotated[
 def check(
     folder: Annotated[
         Path | None,
-        typer.Argument(help="Your own rulesets, beside the shipped ones.", file_okay=False, show_default=False),
+        typer.Argument(
+            help="Your own rulesets, beside the shipped ones; IMGEN_RULESETS.", file_okay=False, show_default=False
+        ),
     ] = None,
     option: Annotated[
         Path | None, typer.Option("--folder", help="The same.", file_okay=False, show_default=False)
@@ -30,14 +37,13 @@ def check(
 ) -> None:
     """Read every ruleset file and say what to mend. Exit code 1 when there is something."""
     from compliance.errors import BadRules
-    from compliance.rules import PromptGate
     from compliance.rulesets import SHIPPED, load_ruleset, load_rulesets
     from gateway.console import say, table
 
     folders = _folders(folder or option)
     read: list[tuple[str, str, str, str]] = []
     problems: list[BadRules] = []
-    labels = PromptGate.built_in().labels
+    labels = _gate().labels
     for path in (path for place in (SHIPPED, *folders) for path in sorted(place.glob("*.toml"))):
         try:
             ruleset = load_ruleset(path)
@@ -90,7 +96,6 @@ def try_prompt(
     """Say what the words of a prompt alone do under a ruleset. Exit code 1 when they refuse or block it."""
     from compliance.review import Context, decide
     from compliance.reviewers.words import Words
-    from compliance.rules import PromptGate
     from compliance.verdict import Asked
     from gateway.console import fail, table
     from gateway.core.prompts import parse
@@ -100,7 +105,7 @@ def try_prompt(
         raise fail(f"There is no ruleset {ruleset!r}.", f"Use one of: {', '.join(known)}.")
     parsed = parse(prompt)
     without = ", ".join(text for text in (*parsed.negatives, negative) if text)
-    words = Words(PromptGate.built_in())
+    words = Words(_gate())
     opinions = {words.name: words.read(Context(positive=parsed.positive, negative=without, tier=tier))}
     asked = [Asked(name=words.name, version=words.version)]
     gate = decide(opinions, asked, tier, rules.at_the_gate())
@@ -133,12 +138,29 @@ def _rulesets(folder: Path | None) -> dict[str, Ruleset]:
 
 
 def _folders(folder: Path | None) -> tuple[Path, ...]:
-    """The operator's folder, if there is one."""
+    """The operator's folder, if there is one: the one that is given, or that of the settings."""
     from compliance.errors import BadRules
 
+    folder = folder or _settings().rulesets
     if folder is not None and not folder.is_dir():
         raise BadRules(f"{folder}: there is no such folder of rulesets.", fix="Make it, or name another.")
     return () if folder is None else (folder,)
+
+
+def _gate() -> PromptGate:
+    """The word rules that a gateway with these settings reads prompts with."""
+    from compliance.rules import PromptGate
+
+    own = _settings().word_rules
+    return PromptGate.from_file(own) if own else PromptGate.built_in()
+
+
+def _settings() -> Settings:
+    import os
+
+    from gateway.settings import Settings
+
+    return Settings.from_environ(os.environ)
 
 
 def _fit_the_words(ruleset: Ruleset, path: Path, labels: frozenset[str]) -> None:
