@@ -16,7 +16,7 @@ from compliance.review import Context, Opinion, decide, judged, review
 from compliance.reviewers.render import RenderCheck
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
-from compliance.rulesets import Rule, Ruleset, load_rulesets, minors_rules
+from compliance.rulesets import Rule, Ruleset, load_rulesets, standing_rules
 from compliance.verdict import Asked, Verdict
 from compliance.watermark import mark
 from tests.compliance.samples import bytes_of, decoded, scene
@@ -52,7 +52,7 @@ def rule(id, reviewers, **more):
 def house(*rules, requires=()):
     """A ruleset of these rules, as a file would give it."""
     return Ruleset(
-        name="house", title="House", version="v1", rules=(*minors_rules(), *rules), requires=frozenset(requires)
+        name="house", title="House", version="v1", rules=(*standing_rules(), *rules), requires=frozenset(requires)
     )
 
 
@@ -312,7 +312,7 @@ def panel(gate, *others, rulesets=RULESETS):
 def test_the_panel_reviews_under_a_ruleset_by_its_name(gate):
     assert panel(gate).review(PICTURE, HARMLESS, "default").safe
     assert not panel(gate).review(PICTURE, asking("a nude woman"), "strict").safe
-    with pytest.raises(KeyError):
+    with pytest.raises(ReviewUnavailable, match="no ruleset"):
         panel(gate).review(PICTURE, HARMLESS, "none")
 
 

@@ -10,13 +10,14 @@ from compliance.rulesets import (
     LIKELY,
     MINORS,
     MINORS_FILE,
+    PROVIDER_FILE,
     REVIEWERS,
     SHIPPED,
     content_version,
     fit,
     load_ruleset,
     load_rulesets,
-    minors_rules,
+    standing_rules,
 )
 
 HOUSE = """\
@@ -57,7 +58,7 @@ def written(folder, text=HOUSE, name="house.toml"):
 def test_a_rule_says_what_its_file_says(tmp_path):
     ruleset = load_ruleset(written(tmp_path))
     assert (ruleset.name, ruleset.title, ruleset.requires) == ("house", "House rules", {"judge"})
-    weapons, plain = ruleset.rules[len(minors_rules()) :]
+    weapons, plain = ruleset.rules[len(standing_rules()) :]
     assert (weapons.id, weapons.category, weapons.name) == ("weapons", "VIOLENCE", "Weapons")
     assert (weapons.action, weapons.refuse_prompt, weapons.releasable) == ("flag", True, False)
     assert weapons.reviewers == {
@@ -87,10 +88,10 @@ def test_a_ruleset_knows_its_reviewers_and_labels(tmp_path):
 
 @pytest.mark.parametrize("ruleset", load_rulesets().values(), ids=load_rulesets())
 def test_the_rules_about_minors_are_in_front_of_every_ruleset(ruleset):
-    ours = minors_rules()
-    assert ruleset.rules[: len(ours)] == ours
+    assert ruleset.rules[: len(standing_rules())] == standing_rules()
+    ours = [rule for rule in standing_rules() if rule.minors]
     for rule in ours:
-        assert rule.minors and rule.category == MINORS
+        assert rule.category == MINORS
         assert rule.action == "block" and not rule.except_tiers and not rule.releasable
     assert any(rule.refuse_prompt and "text" in rule.reviewers for rule in ours)
 
@@ -115,7 +116,7 @@ def test_a_changed_file_has_another_version_and_the_same_file_the_same(tmp_path)
 
 def test_the_version_counts_the_rules_about_minors(tmp_path):
     path = written(tmp_path)
-    assert load_ruleset(path).version == content_version(MINORS_FILE, path) != content_version(path)
+    assert load_ruleset(path).version == content_version(MINORS_FILE, PROVIDER_FILE, path) != content_version(path)
 
 
 # Folders.
@@ -127,7 +128,7 @@ def test_an_operators_folder_adds_rulesets_and_may_replace_a_shipped_one(tmp_pat
     found = load_rulesets(tmp_path)
     assert found.keys() == {*load_rulesets(), "house"}
     assert found["default"].title == "House rules"
-    assert found["default"].rules[: len(minors_rules())] == minors_rules()
+    assert found["default"].rules[: len(standing_rules())] == standing_rules()
 
 
 def test_a_missing_folder_is_told(tmp_path):
@@ -203,7 +204,7 @@ def test_any_file_is_a_ruleset_or_a_mistake_that_is_told(tmp_path_factory, lines
     except BadRules as exc:
         assert str(path) in exc.message and exc.fix
     else:
-        assert ruleset.rules[: len(minors_rules())] == minors_rules()
+        assert ruleset.rules[: len(standing_rules())] == standing_rules()
 
 
 # Rulesets and the reviewers that are there.
