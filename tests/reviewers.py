@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from compliance.errors import ReviewUnavailable
 from compliance.panel import Panel
@@ -57,7 +58,8 @@ COLOURS_RULESET = Ruleset(
 )
 
 
-def panel(*others: Reviewer) -> Panel:
-    """The word rules and these reviewers, under the shipped rulesets and ``colours``."""
-    shipped = {name: rules for name, rules in load_rulesets().items() if not rules.requires}
-    return Panel(Words(PromptGate.built_in()), others, {**shipped, "colours": COLOURS_RULESET})
+def panel(*others: Reviewer, folder: Path | None = None) -> Panel:
+    """The word rules and these reviewers, under the shipped rulesets and ``colours``, or those of the folder."""
+    folders = [folder] if folder else []
+    rulesets = {name: rules for name, rules in load_rulesets(*folders).items() if not rules.requires}
+    return Panel(Words(PromptGate.built_in()), others, {"colours": COLOURS_RULESET, **rulesets})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import structlog
+
 from compliance.panel import Panel
 from compliance.review import Reviewer
 from compliance.reviewers.builtin import BuiltinCheck
@@ -18,6 +20,8 @@ from compliance.rules import PromptGate
 from compliance.rulesets import load_rulesets
 from gateway.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 
 def panel_of(settings: Settings, others: Sequence[Reviewer] = ()) -> Panel:
     """``others`` are asked too. Raises `compliance.errors.BadRules`, which names file, line and fix."""
@@ -30,7 +34,10 @@ def panel_of(settings: Settings, others: Sequence[Reviewer] = ()) -> Panel:
 def _of_this_machine(settings: Settings) -> Iterator[Reviewer]:
     yield BuiltinCheck.shipped()
     if settings.detector:
-        yield Detector.from_file(settings.detector)
+        detector = Detector.from_file(settings.detector)
+        if detector.never_said:
+            log.warning("the detector knows nothing of some labels", never_said=sorted(detector.never_said))
+        yield detector
     if settings.known_pictures:
         yield KnownPictures.from_file(settings.known_pictures)
 

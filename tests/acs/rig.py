@@ -68,7 +68,7 @@ class Colours:
     """Sees how much of a picture is plainly red or green."""
 
     name, version = "builtin", "colours-1"
-    labels = frozenset({"red", "green"})
+    labels = frozenset({"red", "green", "lighthouse"})
     always = False
 
     def __init__(self, folder: Path) -> None:
@@ -138,8 +138,9 @@ def timeless(verdict: Verdict) -> Verdict:
 class AcsProcess:
     """The service as `imgen acs` serves it, over the panel above. It may be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, panel: str = "rig") -> None:
+        """``panel`` is one that `served` knows."""
+        self.folder, self.panel = folder, panel
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -147,7 +148,7 @@ class AcsProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> AcsProcess:
-        command = [sys.executable, "-m", "tests.acs.served", str(self.folder), KEY, str(self.port)]
+        command = [sys.executable, "-m", "tests.acs.served", str(self.folder), KEY, str(self.port), self.panel]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log

@@ -1,13 +1,16 @@
-"""The service over the tests' panel, served as the command serves it: `python -m tests.acs.served FOLDER KEY PORT`."""
+"""The service over a panel of tests, served as the command serves it: `… served FOLDER KEY PORT PANEL`."""
 
 import sys
 from pathlib import Path
 
 from gateway import log
 from gateway.commands.acs import serve
+from tests import reviewers
 from tests.acs.rig import make_panel
 
+PANELS = {"rig": make_panel, "colours": lambda folder: reviewers.panel(reviewers.SeesColours(), folder=folder)}
+
 if __name__ == "__main__":
-    folder, key, port = sys.argv[1:]
+    folder, key, port, panel = sys.argv[1:]
     log.configure("info", "json")
-    serve(make_panel(Path(folder)), key=key, threads=2, host="127.0.0.1", port=int(port))
+    serve(PANELS[panel](Path(folder)), key=key, threads=2, host="127.0.0.1", port=int(port))

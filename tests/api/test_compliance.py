@@ -24,6 +24,8 @@ from gateway.jobs.database import Database
 from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.store import SqlJobs
+from tests.acs.rig import KEY as ACS_KEY
+from tests.acs.rig import AcsProcess
 from tests.reviewers import SeesColours, Silent
 
 pytestmark = pytest.mark.anyio
@@ -73,14 +75,41 @@ def painted(*colours: str):
 
 
 @pytest.fixture
-async def colours(open_gateway, tmp_path: Path):
-    """Opens a gateway whose detector sees colours; the request says what is painted."""
+async def here(open_gateway, tmp_path: Path):
+    """Opens a gateway whose detector, in the same process, sees colours; a brush paints them, one after the other."""
     folder = tmp_path / "rulesets"
     folder.mkdir()
     (folder / "colours.toml").write_text(RULES, encoding="utf-8")
 
     async def open_one(*painted_colours: str, reviewers=(), **changed: str):
         gateway = await open_gateway(SeesColours(), *reviewers, IMGEN_RULESETS=str(folder), **changed)
+        gateway.runpod.brush = painted(*painted_colours)
+        return gateway
+
+    return open_one
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory):
+    """The same detector under the same rules as a compliance service, in a process of its own."""
+    folder = tmp_path_factory.mktemp("acs")
+    (folder / "colours.toml").write_text(RULES, encoding="utf-8")
+    process = AcsProcess(folder, panel="colours")
+    try:
+        yield process.start()
+    finally:
+        process.kill()
+
+
+@pytest.fixture(params=["here", "service"])
+async def colours(request: pytest.FixtureRequest, open_gateway, here):
+    """`here`, and the same over a compliance service: the gateway must not be told apart by what it answers."""
+    if request.param == "here":
+        return here
+    acs = {"IMGEN_ACS_URL": request.getfixturevalue("service").url, "IMGEN_ACS_KEY": ACS_KEY}
+
+    async def open_one(*painted_colours: str, **changed: str):
+        gateway = await open_gateway(**acs, **changed)
         gateway.runpod.brush = painted(*painted_colours)
         return gateway
 
@@ -311,9 +340,9 @@ async def test_words_that_are_to_be_signed_pass_the_gate_too(gateway, field):
     assert (answer.status_code, answer.json()["error"]) == (400, "Prompt blocked")
 
 
-async def test_a_silent_reviewer_keeps_the_job_in_progress_until_it_speaks(colours):
+async def test_a_silent_reviewer_keeps_the_job_in_progress_until_it_speaks(here):
     silent = Silent(3)
-    gateway = await colours("red", reviewers=(silent,))
+    gateway = await here("red", reviewers=(silent,))
     job = await gateway.call("generate", prompt="a house")
     states = set()
     with anyio.fail_after(20):
@@ -323,8 +352,8 @@ async def test_a_silent_reviewer_keeps_the_job_in_progress_until_it_speaks(colou
     assert states <= {"IN_QUEUE", "IN_PROGRESS"} and told["compliance"] == "safe" and silent.calls < 0
 
 
-async def test_when_every_reviewer_fails_at_every_call_no_picture_of_a_hundred_jobs_gets_out(colours):
-    gateway = await colours(
+async def test_when_every_reviewer_fails_at_every_call_no_picture_of_a_hundred_jobs_gets_out(here):
+    gateway = await here(
         "red", "blue", reviewers=(Silent(lambda: True),), IMGEN_FINISH_DEADLINE="0.3", IMGEN_POLL_INTERVAL="0.05"
     )
     jobs = [await gateway.call("generate", prompt=f"house {number}", width=1024, height=1024) for number in range(100)]
@@ -337,9 +366,9 @@ async def test_when_every_reviewer_fails_at_every_call_no_picture_of_a_hundred_j
     assert not [path for folder in ("out", "unsafe", "master") for path in (pictures / folder).rglob("*.*")]
 
 
-async def test_reviewers_that_fail_by_chance_release_only_what_they_have_seen(colours):
+async def test_reviewers_that_fail_by_chance_release_only_what_they_have_seen(here):
     chance = random.Random(5)
-    gateway = await colours("blue", "red", reviewers=(Silent(lambda: chance.random() < 0.5),))
+    gateway = await here("blue", "red", reviewers=(Silent(lambda: chance.random() < 0.5),))
     jobs = [
         await gateway.call("generate", prompt=f"house {number}", n=2, compliance_ruleset="colours")
         for number in range(12)
