@@ -103,7 +103,7 @@ def test_a_listed_picture_is_known_again_and_no_other(tmp_path_factory, seed):
     assert seen(known, image, "JPEG", quality=50) == {"known_bad": 1.0}
     for changed in (
         image.resize((960, 720), Image.Resampling.BICUBIC),
-        image.resize((160, 120), Image.Resampling.LANCZOS),
+        image.resize((240, 180), Image.Resampling.LANCZOS),
         ImageEnhance.Brightness(image).enhance(0.8),
         ImageOps.mirror(image),
         ImageOps.flip(image),
