@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import string
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import anyio.to_thread
@@ -235,10 +236,8 @@ class GenerationService:
             Context(positive=positive, negative=negative, tier=delivery.tier),
             *([Context(positive=signed, tier=delivery.tier)] if signed else []),
         ):
-            try:
+            with _translated():
                 verdict = await self._compliance.gate(context, delivery.ruleset)
-            except ReviewUnavailable as exc:
-                raise ComplianceUnavailable from exc
             if not verdict.safe:
                 log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
                 await self._safeguard.refused_prompt(
@@ -258,10 +257,8 @@ class GenerationService:
         ]
         for index, one in enumerate(cleaned):
             picture = await anyio.to_thread.run_sync(decode, one.data, one.sha256)
-            try:
+            with _translated():
                 verdict = await self._compliance.upload(picture, delivery.ruleset)
-            except ReviewUnavailable as exc:
-                raise ComplianceUnavailable from exc
             if not verdict.safe:
                 log.warning("reference refused", rules=verdict.codes, tenant=caller.tenant)
                 await self._safeguard.refused_upload(
@@ -325,6 +322,14 @@ class GenerationService:
             n=wish.n,
             loras=worn(character, style),
         )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ReviewUnavailable as exc:
+        raise ComplianceUnavailable from exc
 
 
 def _classes(verdict: Verdict) -> tuple[str, ...]:
