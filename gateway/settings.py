@@ -114,7 +114,7 @@ class Settings(BaseModel):
         if self.operator_webhook and not self.operator_secret:
             raise ValueError("operator_webhook: set it together with operator_secret")
         if self.acs_key and not (self.acs_key.isascii() and len(self.acs_key) >= 16):
-            raise ValueError("acs_key: must have 16 ASCII characters at least")
+            raise ValueError("acs_key: must have 16 ASCII characters at least; make one with: openssl rand -hex 24")
         if self.acs_url and not self.acs_key:
             raise ValueError("acs_url: set it together with acs_key")
         if self.acs_url and self.finish_deadline <= self.acs_timeout:
