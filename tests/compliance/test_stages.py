@@ -13,12 +13,15 @@ RIGHT = """
 from datetime import UTC, datetime
 from compliance.encode import EncodeOptions, encode
 from compliance.picture import Blocked, Raw, Signed, decode
-from compliance.review import Case, Reviewer, review
+from compliance.review import Context, Reviewer, judged, review
+from compliance.rulesets import Ruleset
 from compliance.sign import Provenance, Signer
 from compliance.watermark import mark
 
-def finish(raw: Raw, case: Case, reviewers: list[Reviewer], signer: Signer) -> Signed | Blocked:
-    reviewed = review(case, reviewers)
+def finish(
+    raw: Raw, context: Context, ruleset: Ruleset, reviewers: list[Reviewer], signer: Signer
+) -> Signed | Blocked:
+    reviewed = judged(raw, review(raw, context, ruleset, reviewers))
     if isinstance(reviewed, Blocked):
         return reviewed
     marked = mark(reviewed)
