@@ -14,7 +14,7 @@ from handler.pixelart import read_palettes, snap
 
 MODEL = Path(__file__).parent / "model"
 LORAS = Path(__file__).parent / "loras"
-STEPS = 20
+STEPS = 14
 GUIDANCE = 4.0
 SCALE = 8  # product pixels to a pixel of the pipeline
 CELL = 2  # pixels of the pipeline to an art pixel

@@ -31,7 +31,6 @@ from handler.builtin.world import CHARACTERS, SIZES, Pixels, Scene, Thing, draw,
 
 SQUARE = (1024, 1024)
 BATCH = 40
-NEGATIVES = 0.15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +43,6 @@ class Run:
     samples: int = 0
     minutes: float = 0.0
     pictures: int = 15_000  # that each worker draws for itself, and sees again and again with other words
-    negatives: float = NEGATIVES  # share of the prompts that speak the language of negative prompts
-    rate: float = 1.0  # scales the learning rates of the denoiser: less for a last polish
     done: int = 0  # samples of earlier sittings
     seconds: float = 0.0  # of earlier sittings
 
@@ -275,13 +272,11 @@ def _unet_worker(
     held = shelve(vae, spread, SQUARE, 128, Random("held out"))
     shares = [count_of(size, 12) for size in SIZES]
     curve = networks.scheduler().alphas_cumprod
-    rate = run.rate * 1.5e-3
-    steps = Steps(model, run, tally, index, muon=rate, adam=rate, decay_from=0.5)
+    steps = Steps(model, run, tally, index, muon=1.5e-3, adam=1.5e-3, decay_from=0.5)
     saved = run.seconds
     while steps.progress < 1 and not orphaned(parent):
         shelf = rng.choices(shelves, shares)[0]
-        drawn = batch(shelf, rng, BATCH, run.negatives)
-        steps.step(denoising_loss(model, curve, *drawn, pick_times(BATCH)), BATCH)
+        steps.step(denoising_loss(model, curve, *batch(shelf, rng, BATCH), pick_times(BATCH)), BATCH)
         if index:
             continue
         follow(average, model, 0.998 if run.done else min(0.998, steps.count / (steps.count + 20)))
@@ -328,14 +323,12 @@ def encode(vae: Any, spread: float, pictures: list[Pixels]) -> Tensor:
     return torch.cat(latents)
 
 
-def batch(shelf: Shelf, rng: Random, size: int, negatives: float) -> tuple[Tensor, list[str]]:
+def batch(shelf: Shelf, rng: Random, size: int) -> tuple[Tensor, list[str]]:
     picks = [rng.randrange(len(shelf.scenes)) for _ in range(size)]
-    return shelf.latents[picks], [prompt(shelf.scenes[pick], rng, negatives=negatives) for pick in picks]
+    return shelf.latents[picks], [prompt(shelf.scenes[pick], rng) for pick in picks]
 
 
-def prompt(
-    scene: Scene, rng: Random, strangers: Sequence[str] = EVERY_STRANGER, *, negatives: float = NEGATIVES
-) -> str:
+def prompt(scene: Scene, rng: Random, strangers: Sequence[str] = EVERY_STRANGER) -> str:
     """A caption, the words of a negative prompt, or nothing.
 
     The pictures of a negative prompt are what guidance pushes away from. Pictures with stars, or with a sun or moon in
@@ -343,7 +336,7 @@ def prompt(
     """
     if rng.random() < (0.02 if seldom_untold(scene) else 0.1):
         return ""
-    return negative(scene, rng) if rng.random() < negatives else caption(scene, rng, strangers)
+    return negative(scene, rng) if rng.random() < 0.12 else caption(scene, rng, strangers)
 
 
 def pick_times(count: int) -> Tensor:
@@ -410,22 +403,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=15_000, help="drawings for each worker")
-    parser.add_argument(
-        "--negatives", type=float, default=NEGATIVES, help="share of prompts in the language of negatives"
-    )
-    parser.add_argument("--rate", type=float, default=1.0, help="scales the denoiser's learning rates")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --out")
     parser.add_argument("--start", type=Path, help="begin with the weights of an exported folder")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    run = Run(
-        out=options.out,
-        workers=options.workers,
-        seed=options.seed,
-        pictures=options.pictures,
-        negatives=options.negatives,
-        rate=options.rate,
-    )
+    run = Run(out=options.out, workers=options.workers, seed=options.seed, pictures=options.pictures)
     path = options.out / "unet.pt"
     start: dict[str, Any] | None
     if options.start and not (options.resume and path.exists()):
