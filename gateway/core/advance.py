@@ -12,11 +12,13 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import anyio
 import anyio.abc
 import structlog
 
+from compliance.verdict import Verdict
 from gateway.core.audit import Audit
 from gateway.core.finishing import DrawAgain, Finisher, raw_key, raw_prefix
 from gateway.core.images import Fault, Job, Outcome, RenderOrder, Report, State
@@ -241,8 +243,9 @@ class Advancer:
             await self._finish(finishing, lease)
 
     async def _finish(self, job: Job, lease: str) -> None:
+        finish = self._finisher.release if job.release else self._finisher.finish
         try:
-            finished = await (self._finisher.release(job) if job.release else self._finisher.finish(job))
+            finished = await finish(job, partial(self._record, job))
         except DrawAgain as exc:
             log.warning("picture unusable", job=job.gen_id, code=exc.code, reason=str(exc))
             await self._again(job, lease, State.FAILED, Fault(code=exc.code))
@@ -250,8 +253,6 @@ class Advancer:
         except GatewayError as exc:
             await self._finish_later(job, lease, exc)
             return
-        # Before the row says so: after a crash in between the job is finished again, and all of this is done over.
-        await self._record(job, finished)
         state = _state_of(finished)
         done = replace(job, state=state, outcome=finished, finished_at=self._now())
         if not await self._jobs.save(done, lease=lease, release=True):
@@ -261,15 +262,13 @@ class Advancer:
         log.info("job finished", job=job.gen_id, state=state, timings=finished.timings)
         await self._finisher.tidy(done)
 
-    async def _record(self, job: Job, outcome: Outcome) -> None:
-        """Every verdict goes into the audit, and one about minors has consequences, before any picture can be read."""
-        assert job.drawn is not None
-        hashes = {picture.index: picture.sha256 for picture in job.drawn.pictures}
-        before = {review.index: review.verdict for review in job.outcome.each} if job.outcome else {}
-        for review in outcome.reviews:
-            if before.get(review.index) != review.verdict:
-                await self._audit.verdict(job, review.index, review.verdict, hashes[review.index])
-        await self._safeguard.minors(job, outcome.verdict)
+    async def _record(self, job: Job, index: int, verdict: Verdict, sha256: str) -> None:
+        """Every verdict goes into the audit, and one about minors has consequences, before any picture can be read.
+
+        After a crash the job is finished again, and all of this is done over: each step of it counts once.
+        """
+        await self._audit.verdict(job, index, verdict, sha256)
+        await self._safeguard.minors(job, verdict)
 
     async def _finish_later(self, job: Job, lease: str, exc: GatewayError) -> None:
         log.warning("finishing failed", job=job.gen_id, code=exc.code, error=exc.message, tries=job.tries + 1)
@@ -296,7 +295,8 @@ class Advancer:
         job = await self._jobs.get(gen_id)
         if job is None or not job.open:
             return
-        if job.tries >= MAX_STUMBLES:
+        # What a person let go had an outcome before, which must not be lost.
+        if job.tries >= MAX_STUMBLES and not job.release:
             await self.end(job, lease, State.FAILED, Fault(code="internal_error"))
         else:
             await self._later(job, lease)

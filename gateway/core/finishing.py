@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -58,6 +58,8 @@ class Finished:
     thumb: Signed
 
 
+#: Takes the index of a picture, its verdict, and the SHA-256 of its original.
+Record = Callable[[int, Verdict, str], Awaitable[None]]
 _MOST_VERDICTS = 4096
 #: What the file names of the kinds end in.
 _ENDINGS = {"signed": "", "thumbnail": "_thumb", "unsafe": "_unsafe"}
@@ -115,15 +117,17 @@ class Finisher:
     def readiness(self) -> Readiness:
         return self._readiness
 
-    async def finish(self, job: Job) -> Outcome:
+    async def finish(self, job: Job, record: Record) -> Outcome:
         """Everything that was drawn, reviewed, signed and stored; nothing is visible before the caller commits it.
+
+        Each verdict goes to ``record`` as soon as it is there: it counts even when the job comes to nothing.
 
         Raises `DrawAgain`, and `FinishingFailed` or `StorageUnavailable` when a stage does not answer.
         """
         assert job.drawn is not None
         self._check_ready()
         timings: dict[str, float] = {}
-        looked = [await self._look(job, drawn, timings) for drawn in job.drawn.pictures]
+        looked = [await self._look(job, drawn, record, timings) for drawn in job.drawn.pictures]
         if not looked:
             raise DrawAgain("raw_picture_lost", "the worker drew nothing")
         minors = next((each.verdict for each in looked if each.verdict.minors), None)
@@ -149,7 +153,7 @@ class Finisher:
             timings=timings,
         )
 
-    async def release(self, job: Job) -> Outcome:
+    async def release(self, job: Job, record: Record) -> Outcome:
         """The outcome of a job with the pictures that a person has let go, finished like any other.
 
         What left before stays as it is. Raises `FinishingFailed` or `StorageUnavailable`.
@@ -169,6 +173,7 @@ class Finisher:
             except DrawAgain as exc:
                 raise FinishingFailed(exc.code, str(exc), retryable=False) from exc
             each = Looked(drawn=drawn[review.index], raw=raw, verdict=review.verdict.released(job.release.by))
+            await record(review.index, each.verdict, raw.sha256)
             reviews.append(await self._keep(job, each, "master", timings))
             reviewed = Reviewed(pixels=raw.pixels, verdict=each.verdict)
             finished.append(await self._polish(job, each.drawn, watermark.mark(reviewed), timings))
@@ -204,7 +209,7 @@ class Finisher:
 
     # The stages
 
-    async def _look(self, job: Job, drawn: RawPicture, timings: dict[str, float]) -> Looked:
+    async def _look(self, job: Job, drawn: RawPicture, record: Record, timings: dict[str, float]) -> Looked:
         """Fetch, decode and review one picture."""
         assert job.drawn is not None
         raw = await self._fetch(raw_key(job, drawn.index), drawn, timings)
@@ -225,6 +230,7 @@ class Finisher:
             self._verdicts[known] = verdict
             if len(self._verdicts) > _MOST_VERDICTS:
                 self._verdicts.popitem(last=False)
+        await record(drawn.index, verdict, raw.sha256)
         return Looked(drawn=drawn, raw=raw, verdict=verdict)
 
     async def _fetch(self, key: str, drawn: RawPicture, timings: dict[str, float]) -> Raw:

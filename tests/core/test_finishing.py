@@ -60,6 +60,10 @@ async def several_of(storage, *colours):
     return job
 
 
+async def unrecorded(index, verdict, sha256):
+    pass
+
+
 def files_of(tmp_path):
     return {str(path.relative_to(tmp_path / "p")) for path in (tmp_path / "p").rglob("*.*") if path.is_file()}
 
@@ -93,10 +97,10 @@ async def test_a_silent_reviewer_means_no_picture_and_a_retry(make, tmp_path):
     job = job_of(png())
     await storage.keep(raw_key(job, 0), png())
     with pytest.raises(FinishingFailed) as caught:
-        await finisher.finish(job)
+        await finisher.finish(job, unrecorded)
     assert (caught.value.code, caught.value.retryable) == ("compliance_unavailable", True)
     assert not list((tmp_path / "p" / "out").rglob("*.*"))
-    assert (await finisher.finish(job)).verdict.safe
+    assert (await finisher.finish(job, unrecorded)).verdict.safe
 
 
 async def test_a_reviewer_that_has_spoken_is_not_asked_again(make):
@@ -105,9 +109,23 @@ async def test_a_reviewer_that_has_spoken_is_not_asked_again(make):
     finisher, storage = await make(judge)
     job = await several_of(storage, "red", "green")
     with pytest.raises(FinishingFailed):
-        await finisher.finish(job)
-    assert len((await finisher.finish(job)).pictures) == 4
+        await finisher.finish(job, unrecorded)
+    assert len((await finisher.finish(job, unrecorded)).pictures) == 4
     assert list(answers) == []
+
+
+async def test_a_verdict_is_recorded_even_when_the_next_picture_has_none(make):
+    answers = iter((False, True))
+    finisher, storage = await make(SeesColours(), Silent(lambda: next(answers)))
+    job = await several_of(storage, "magenta", "red")
+    recorded = []
+
+    async def record(index, verdict, sha256):
+        recorded.append((index, verdict.minors, sha256))
+
+    with pytest.raises(FinishingFailed):
+        await finisher.finish(job, record)
+    assert recorded == [(0, True, job.drawn.pictures[0].sha256)]
 
 
 async def test_a_ruleset_that_is_gone_means_no_picture(make):
@@ -115,7 +133,7 @@ async def test_a_ruleset_that_is_gone_means_no_picture(make):
     job = job_of(png(), delivery=Delivery(ruleset="of-yesterday"))
     await storage.keep(raw_key(job, 0), png())
     with pytest.raises(FinishingFailed) as caught:
-        await finisher.finish(job)
+        await finisher.finish(job, unrecorded)
     assert (caught.value.code, caught.value.retryable) == ("compliance_unavailable", True)
 
 
@@ -132,7 +150,7 @@ async def test_a_picture_that_is_not_the_reported_one_is_drawn_again(make, store
     if stored is not None:
         await storage.keep(raw_key(job, 0), stored)
     with pytest.raises(DrawAgain) as caught:
-        await finisher.finish(job)
+        await finisher.finish(job, unrecorded)
     assert caught.value.code == code
 
 
@@ -143,7 +161,7 @@ async def test_a_blank_render_is_drawn_again(make):
     job = job_of(out.getvalue())
     await storage.keep(raw_key(job, 0), out.getvalue())
     with pytest.raises(DrawAgain) as caught:
-        await finisher.finish(job)
+        await finisher.finish(job, unrecorded)
     assert caught.value.code == "broken_render"
 
 
@@ -155,7 +173,7 @@ async def test_two_finishers_of_one_job_never_overwrite_each_other(make, tmp_pat
     async with anyio.create_task_group() as tasks:
 
         async def run():
-            outcomes.append(await finisher.finish(job))
+            outcomes.append(await finisher.finish(job, unrecorded))
 
         tasks.start_soon(run)
         tasks.start_soon(run)
@@ -169,7 +187,7 @@ async def test_two_finishers_of_one_job_never_overwrite_each_other(make, tmp_pat
 async def test_several_pictures_are_each_signed_and_kept(make, tmp_path):
     finisher, storage = await make(SeesColours())
     job = await several_of(storage, "red", "green", "yellow")
-    outcome = await finisher.finish(job)
+    outcome = await finisher.finish(job, unrecorded)
     assert [(picture.index, picture.type) for picture in outcome.pictures] == [
         (index, kind) for index in range(3) for kind in ("signed", "thumbnail")
     ]
@@ -182,7 +200,7 @@ async def test_several_pictures_are_each_signed_and_kept(make, tmp_path):
 async def test_of_several_pictures_only_the_blocked_one_stays(make, tmp_path, colours):
     finisher, storage = await make(SeesColours())
     job = await several_of(storage, *colours)
-    outcome = await finisher.finish(job)
+    outcome = await finisher.finish(job, unrecorded)
     blue = colours.index("blue")
     assert outcome.verdict.safe
     assert {picture.index for picture in outcome.pictures} == set(range(len(colours))) - {blue}
@@ -196,7 +214,7 @@ async def test_of_several_pictures_only_the_blocked_one_stays(make, tmp_path, co
 
 async def test_a_blocked_picture_has_a_signed_copy_only_where_it_may_be_seen(make, tmp_path):
     finisher, storage = await make(SeesColours())
-    outcome = await finisher.finish(await several_of(storage, "blue", "cyan"))
+    outcome = await finisher.finish(await several_of(storage, "blue", "cyan"), unrecorded)
     assert not outcome.verdict.safe and outcome.pictures == ()
     blue, gone = outcome.reviews
     copy = await storage.read(blue.unsafe.key)
@@ -207,7 +225,7 @@ async def test_a_blocked_picture_has_a_signed_copy_only_where_it_may_be_seen(mak
 async def test_a_verdict_about_minors_takes_all_pictures_of_the_job_with_it(make, tmp_path):
     finisher, storage = await make(SeesColours())
     job = await several_of(storage, "red", "blue", "magenta")
-    outcome = await finisher.finish(job)
+    outcome = await finisher.finish(job, unrecorded)
     assert outcome.verdict.minors and outcome.pictures == ()
     assert all(review.unsafe is None and review.key.startswith("quarantine/") for review in outcome.reviews)
     await finisher.tidy(replace(job, outcome=outcome))
@@ -215,7 +233,7 @@ async def test_a_verdict_about_minors_takes_all_pictures_of_the_job_with_it(make
 
 
 async def released(finisher, job, *indexes):
-    outcome = await finisher.finish(job)
+    outcome = await finisher.finish(job, unrecorded)
     await finisher.tidy(replace(job, outcome=outcome))
     return replace(job, outcome=outcome, release=Release(indexes=indexes, by="kim", note="", at=2.0))
 
@@ -223,7 +241,7 @@ async def released(finisher, job, *indexes):
 async def test_what_a_person_lets_go_is_finished_as_usual(make, tmp_path):
     finisher, storage = await make(SeesColours())
     job = await released(finisher, await several_of(storage, "red", "blue"), 1)
-    outcome = await finisher.release(job)
+    outcome = await finisher.release(job, unrecorded)
     assert outcome.pictures[:2] == job.outcome.pictures
     assert [(p.index, p.type) for p in outcome.pictures[2:]] == [(1, "signed"), (1, "thumbnail")]
     verdict = outcome.reviews[1].verdict
@@ -241,7 +259,7 @@ async def test_nobody_lets_go_what_is_never_handed_out(make, tmp_path, colour):
     finisher, storage = await make(SeesColours())
     job = await released(finisher, await several_of(storage, colour), 0)
     with pytest.raises(ValueError, match="nobody may release"):
-        await finisher.release(job)
+        await finisher.release(job, unrecorded)
     assert not list((tmp_path / "p" / "out").rglob("*.*"))
 
 
@@ -250,7 +268,7 @@ async def test_a_lost_original_can_not_be_let_go(make):
     job = await released(finisher, await several_of(storage, "red", "blue"), 1)
     await storage.purge(f"quarantine/{job.gen_id}")
     with pytest.raises(FinishingFailed) as caught:
-        await finisher.release(job)
+        await finisher.release(job, unrecorded)
     assert not caught.value.retryable
 
 
@@ -259,5 +277,5 @@ async def test_one_lost_picture_of_several_means_none(make, tmp_path):
     job = await several_of(storage, "red", "green")
     await storage.purge(raw_key(job, 1))
     with pytest.raises(DrawAgain):
-        await finisher.finish(job)
+        await finisher.finish(job, unrecorded)
     assert not list((tmp_path / "p" / "out").rglob("*.*"))
