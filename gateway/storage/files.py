@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.storage.keys import checked
@@ -17,7 +19,6 @@ STALE_SECONDS = 3600
 #: Raw pictures older than this belong to no open job: one that was drawn is finished, or given up, within minutes.
 RAW_SECONDS = 86_400
 _MOST_REMEMBERED = 4096
-_TRIES = 10
 
 
 class Folder:
@@ -93,10 +94,21 @@ class Folder:
                 file = Path(folder, name)
                 if file.relative_to(self.root).as_posix() not in keep:
                     file.unlink(missing_ok=True)
-            try:
-                Path(folder).rmdir()
-            except OSError:
-                continue  # something was kept, or has just been written
+            with self.still(fcntl.LOCK_EX):
+                try:
+                    Path(folder).rmdir()
+                except OSError:
+                    continue  # something was kept, or has just been written
+
+    @contextmanager
+    def still(self, lock: int) -> Iterator[None]:
+        """Under `LOCK_SH` no folder goes away, under `LOCK_EX` none is filled: in all processes that share the root."""
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, lock)
+            yield
+        finally:
+            os.close(descriptor)  # and with it the lock
 
     def try_out(self) -> None:
         """Raises `OSError` when nothing can be written."""
@@ -125,15 +137,9 @@ class Unfinished:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        for attempt in range(_TRIES):
-            try:
-                _make_folder(self._path.parent, self._folder.root)
-                self._temporary.replace(self._path)
-                break
-            except (FileNotFoundError, FileExistsError):
-                # A purge took the empty folder between two of our steps.
-                if attempt == _TRIES - 1:
-                    raise
+        with self._folder.still(fcntl.LOCK_SH):
+            _make_folder(self._path.parent, self._folder.root)
+            self._temporary.replace(self._path)
         try:
             _sync_folder(self._path.parent)
         except FileNotFoundError:
