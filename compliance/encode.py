@@ -76,6 +76,7 @@ def encode(marked: Marked, options: EncodeOptions) -> Encoded:
         quality=options.effective_quality,
         lossless=options.effective_lossless,
         edits=marked.edits,
+        bindings=marked.bindings,
     )
 
 
@@ -85,7 +86,7 @@ def thumbnail(marked: Marked, edge: int = 320) -> Marked:
     width, height = (max(1, round(side * scale)) for side in marked.pixels.size)
     small = marked.pixels.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
     resized = Edit(action="c2pa.resized", description=f"Thumbnail of {width}x{height} pixels")
-    return Marked(pixels=small, edits=(*marked.edits, resized))
+    return Marked(pixels=small, edits=(*marked.edits, resized), bindings=marked.bindings)
 
 
 def _jpeg(pixels: Image.Image, options: EncodeOptions) -> bytes:

@@ -78,11 +78,23 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoftBinding:
+    """A way from the pixels alone to the manifest, for the day when the metadata is gone (C2PA 2.2, "Soft bindings").
+
+    `alg` names the algorithm, `value` is what it finds in these pixels.
+    """
+
+    alg: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Marked:
-    """A picture with every visible mark that it must carry, which may be none. `edits` end up in its C2PA manifest."""
+    """A picture with every mark that it must carry, which may be none. Edits and bindings end up in its manifest."""
 
     pixels: Image.Image = field(repr=False, compare=False)
     edits: tuple[Edit, ...] = ()
+    bindings: tuple[SoftBinding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +112,7 @@ class Encoded:
     quality: int | None
     lossless: bool
     edits: tuple[Edit, ...] = ()
+    bindings: tuple[SoftBinding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

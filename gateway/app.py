@@ -42,6 +42,7 @@ from gateway.core.catalog import load
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.operator import OperatorEvents
+from gateway.core.polishing import Polisher
 from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
 from gateway.dialects.base import Dialect, Json
@@ -107,16 +108,8 @@ def create_app(
     finisher = Finisher(
         storage=storage,
         compliance=compliance,
-        signer=Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider),
-        defaults=Credentials(
-            author=settings.author,
-            title=settings.title,
-            description=settings.description,
-            organization=settings.organization,
-            vendor=settings.vendor,
-        ),
+        polisher=polisher_of(settings),
         threads=settings.finish_threads,
-        now=time.time,
     )
     jobs = SqlJobs(database)
     audit = Audit(SqlAudit(database), now=time.time, keep_prompts=settings.audit_prompts)
@@ -252,6 +245,21 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
         return LocalCompliance(panel_of(settings, reviewers), threads=settings.acs_threads)
     words = Words(PromptGate.built_in())
     return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
+
+
+def polisher_of(settings: Settings) -> Polisher:
+    """What marks, encodes and signs. Raises `SettingsError` when the signing credentials are not usable."""
+    return Polisher(
+        signer=Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider),
+        defaults=Credentials(
+            author=settings.author,
+            title=settings.title,
+            description=settings.description,
+            organization=settings.organization,
+            vendor=settings.vendor,
+        ),
+        now=time.time,
+    )
 
 
 def secret_of(settings: Settings) -> bytes:

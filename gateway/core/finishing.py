@@ -1,6 +1,6 @@
 """From the worker's pixels to what may be handed out: one straight road, one type per stage.
 
-    fetch raw → decode → review → watermark → encode → sign → store
+    fetch raw → decode → review → polish (mark → encode → sign) → store
 
 Each picture of a job has its own verdict: a blocked one leaves the road after the review, to the quarantine, and the
 others go on. Only a verdict about minors takes all of them with it. Nothing is published before every picture of the
@@ -9,25 +9,21 @@ job has its verdict.
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import anyio
 import anyio.to_thread
 
-from compliance import watermark
-from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
 from compliance.errors import BrokenRender, ComplianceError, PictureRefused
-from compliance.picture import Blocked, Marked, Raw, Reviewed, Signed, decode
+from compliance.picture import Blocked, Raw, Reviewed, Signed, decode
 from compliance.review import Context, judged
-from compliance.sign import Claims, Provenance, Signer
 from compliance.verdict import Verdict
 from gateway.core import prompts
-from gateway.core.images import Credentials, Job, Outcome, PictureReview, RawPicture, Readiness, StoredPicture
+from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readiness, StoredPicture
+from gateway.core.polishing import Finished, Polisher, timed
 from gateway.core.ports import Compliance, Storage
 from gateway.errors import FinishingFailed
 
@@ -47,15 +43,6 @@ class Looked:
     drawn: RawPicture
     raw: Raw
     verdict: Verdict
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finished:
-    """One signed picture and its thumbnail."""
-
-    drawn: RawPicture
-    signed: Signed
-    thumb: Signed
 
 
 #: Takes the index of a picture, its verdict, and the SHA-256 of its original.
@@ -88,17 +75,13 @@ class Finisher:
         *,
         storage: Storage,
         compliance: Compliance,
-        signer: Signer,
-        defaults: Credentials,
+        polisher: Polisher,
         threads: int,
-        now: Callable[[], float],
     ) -> None:
         self._storage = storage
         self._compliance = compliance
-        self._signer = signer
-        self._defaults = defaults
+        self._polisher = polisher
         self._threads = threads
-        self._now = now
         self._limiter: anyio.CapacityLimiter | None = None
         #: Verdicts of jobs that are being tried again: a reviewer that has spoken is not asked, and paid, twice.
         self._verdicts: OrderedDict[tuple[str, int, str], Verdict] = OrderedDict()
@@ -108,7 +91,7 @@ class Finisher:
         """Sign a probe. A signer that no reader would trust keeps the gateway from being ready, and says why."""
         self._limiter = anyio.CapacityLimiter(self._threads)
         try:
-            await anyio.to_thread.run_sync(self._signer.probe)
+            await anyio.to_thread.run_sync(self._polisher.probe)
         except ComplianceError as exc:
             self._readiness = Readiness(ready=False, reason=f"signing: {exc}")
         else:
@@ -137,7 +120,7 @@ class Finisher:
             passed = judged(each.raw, each.verdict)
             if minors is None and isinstance(passed, Reviewed):
                 reviews.append(await self._keep(job, each, "master", timings))
-                finished.append(await self._polish(job, each.drawn, watermark.mark(passed), timings))
+                finished.append(await self._polish(job, each.drawn, passed, timings))
             else:
                 kept = await self._keep(job, each, "quarantine", timings)
                 reviews.append(kept if minors else await self._with_copy(job, kept, each.drawn, passed, timings))
@@ -176,7 +159,7 @@ class Finisher:
             await record(review.index, each.verdict, raw.sha256)
             reviews.append(await self._keep(job, each, "master", timings))
             reviewed = Reviewed(pixels=raw.pixels, verdict=each.verdict)
-            finished.append(await self._polish(job, each.drawn, watermark.mark(reviewed), timings))
+            finished.append(await self._polish(job, each.drawn, reviewed, timings))
         fresh = [picture for each in finished for picture in await self._publish(job, each, timings)]
         pictures = sorted((*job.outcome.pictures, *fresh), key=lambda picture: (picture.index, picture.type))
         return replace(
@@ -225,7 +208,7 @@ class Finisher:
         known = (job.gen_id, drawn.index, raw.sha256)
         verdict = self._verdicts.get(known)
         if verdict is None:
-            with _timed(timings, "review"), _translated():
+            with timed(timings, "review"), _translated():
                 verdict = await self._compliance.review(raw, context, job.delivery.ruleset)
             self._verdicts[known] = verdict
             if len(self._verdicts) > _MOST_VERDICTS:
@@ -234,17 +217,17 @@ class Finisher:
         return Looked(drawn=drawn, raw=raw, verdict=verdict)
 
     async def _fetch(self, key: str, drawn: RawPicture, timings: dict[str, float]) -> Raw:
-        with _timed(timings, "fetch"):
+        with timed(timings, "fetch"):
             data = await self._storage.read(key)
         if data is None:
             raise DrawAgain("raw_picture_lost", f"picture {drawn.index} is not in the storage")
-        with _timed(timings, "decode"), _translated():
+        with timed(timings, "decode"), _translated():
             return await anyio.to_thread.run_sync(decode, data, drawn.sha256, limiter=self._limiter)
 
     async def _keep(self, job: Job, looked: Looked, folder: str, timings: dict[str, float]) -> PictureReview:
         """The original, in private."""
         key = f"{folder}/{job.gen_id}/{looked.drawn.index}.png"
-        with _timed(timings, "store"):
+        with timed(timings, "store"):
             await self._storage.keep(key, looked.raw.data)
         return PictureReview(index=looked.drawn.index, verdict=looked.verdict, key=key)
 
@@ -254,46 +237,21 @@ class Finisher:
         """With the signed copy of a blocked picture, where anybody may ever see it."""
         if not isinstance(blocked, Blocked) or not blocked.verdict.releasable:
             return review
-        finished = await self._polish(job, drawn, watermark.mark_blocked(blocked), timings)
+        finished = await self._polish(job, drawn, blocked, timings)
         return replace(review, unsafe=await self._store(job, drawn, "unsafe", finished.signed, timings))
 
-    async def _polish(self, job: Job, drawn: RawPicture, marked: Marked, timings: dict[str, float]) -> Finished:
-        """Encode and sign. CPU work: runs in a thread."""
+    async def _polish(
+        self, job: Job, drawn: RawPicture, passed: Reviewed | Blocked, timings: dict[str, float]
+    ) -> Finished:
+        """Mark, encode and sign. CPU work: runs in a thread."""
         with _translated():
             return await anyio.to_thread.run_sync(
-                self._polish_now, job, drawn, marked, timings, abandon_on_cancel=False, limiter=self._limiter
+                self._polisher.polish, job, drawn, passed, timings, abandon_on_cancel=False, limiter=self._limiter
             )
-
-    def _polish_now(self, job: Job, drawn: RawPicture, marked: Marked, timings: dict[str, float]) -> Finished:
-        delivery = job.delivery
-        with _timed(timings, "encode"):
-            options = EncodeOptions(format=delivery.format, quality=delivery.quality, lossless=delivery.lossless)  # type: ignore[arg-type]
-            encoded = encode(marked, options)
-            small = encode(thumbnail(marked), THUMBNAIL_OPTIONS)
-        with _timed(timings, "sign"):
-            provenance = self._provenance(job)
-            signed = self._signer.sign(encoded, provenance)
-            thumb = self._signer.sign(small, provenance, parent=signed)
-        return Finished(drawn=drawn, signed=signed, thumb=thumb)
 
     def _check_ready(self) -> None:
         if not self._readiness.ready:
             raise FinishingFailed("signing_unavailable", self._readiness.reason, retryable=True)
-
-    def _provenance(self, job: Job) -> Provenance:
-        asked, defaults = job.delivery.credentials, self._defaults
-        return Provenance(
-            gen_id=job.gen_id,
-            model=job.drawing.model,
-            created=datetime.fromtimestamp(job.drawn_at or self._now(), UTC),
-            claims=Claims(
-                author=asked.author or defaults.author,
-                title=asked.title or defaults.title,
-                description=asked.description or defaults.description,
-                organization=asked.organization or defaults.organization,
-                vendor=asked.vendor or defaults.vendor,
-            ),
-        )
 
     async def _publish(
         self, job: Job, finished: Finished, timings: dict[str, float]
@@ -308,7 +266,7 @@ class Finisher:
     ) -> StoredPicture:
         """Store under a name that follows from the content, so that two tries never overwrite each other."""
         key = f"{'unsafe' if kind == 'unsafe' else 'out'}/{job.gen_id}/{signed.sha256}.{signed.extension}"
-        with _timed(timings, "store"):
+        with timed(timings, "store"):
             await self._storage.publish(key, signed)
         number = "" if job.drawing.n == 1 else f"_{drawn.index + 1}"
         return StoredPicture(
@@ -321,6 +279,7 @@ class Finisher:
             sha256=signed.sha256,
             width=signed.width,
             height=signed.height,
+            label=signed.label,
         )
 
 
@@ -334,13 +293,3 @@ def _translated() -> Iterator[None]:
         raise DrawAgain(code, exc.message) from exc
     except ComplianceError as exc:
         raise FinishingFailed(exc.code, str(exc), retryable=exc.retryable) from exc
-
-
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the seconds that the block takes to a stage's."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        timings[stage] = round(timings.get(stage, 0.0) + time.perf_counter() - began, 5)

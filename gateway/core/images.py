@@ -124,8 +124,26 @@ class Drawing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Watermark:
+    """A visible mark that the caller wants on the picture, its file kept in private.
+
+    ``scale`` is percent of the picture's width, ``opacity`` percent, ``rotation`` degrees clockwise, paddings pixels
+    from the edges that ``position`` names (resolutions I46, I47).
+    """
+
+    key: str
+    sha256: str
+    position: str = "bottom-right"
+    scale: int = 5
+    opacity: int = 100
+    rotation: int = 0
+    padding_x: int = 10
+    padding_y: int = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """How to hand it over: encoding, review and credentials."""
+    """How to hand it over: encoding, review, visible mark and credentials."""
 
     format: str = "jpeg"
     quality: int = 95
@@ -135,6 +153,7 @@ class Delivery:
     credentials: Credentials = field(default_factory=Credentials)
     #: The tier of the key that asked, as it was then: rules may make exceptions for it.
     tier: str = "standard"
+    watermark: Watermark | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +205,32 @@ class StoredPicture:
     sha256: str
     width: int
     height: int
+    #: The URN of its C2PA manifest; empty in rows of before it was kept.
+    label: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """How a signed file is found again when it comes back without its manifest.
+
+    ``label`` is the manifest's URN and ``manifest`` the manifest store (JUMBF). ``mark`` is the 48-bit id in the
+    pixels, ``code`` the 64-bit ISCC image code; None where the file has none. Says nothing that the file did not say.
+    """
+
+    label: str
+    gen_id: str
+    index: int
+    type: str
+    tenant: str
+    key: str
+    sha256: str
+    mime: str
+    width: int
+    height: int
+    created_at: float
+    manifest: bytes = field(repr=False)
+    mark: int | None = None
+    code: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from compliance.ledger import Link
 from compliance.picture import Raw, Signed
 from compliance.review import Context
 from compliance.verdict import Verdict
-from gateway.core.images import ApiKey, Appeal, Event, Job, Readiness, Release, RenderOrder, Report, Slot
+from gateway.core.images import ApiKey, Appeal, Event, Job, Readiness, Record, Release, RenderOrder, Report, Slot
 
 
 class Jobs(Protocol):
@@ -54,6 +54,27 @@ class Jobs(Protocol):
 
     async def due(self, *, now: float, limit: int) -> list[str]:
         """Ids of open jobs with ``next_at`` in the past and no running lease, longest waiting first."""
+
+
+class Records(Protocol):
+    """Manifests by id, and by what is left of them in the pixels."""
+
+    async def add(self, record: Record) -> None:
+        """Durable when it returns. A label that is there already changes nothing."""
+
+    async def get(self, label: str) -> Record | None: ...
+
+    async def of_mark(self, mark: int) -> Sequence[Record]:
+        """Those that carry this id in their pixels, newest first."""
+
+    async def of_picture(self, sha256: str) -> Sequence[Record]:
+        """Those whose file has this SHA-256 (hex)."""
+
+    async def codes(self, *, after: int, limit: int) -> Sequence[tuple[int, str, int]]:
+        """Image codes as (number, label, code), by the number that each record got when it was added."""
+
+    async def purge(self, gen_id: str, *, keep: frozenset[str] = frozenset()) -> None:
+        """Forget the records of a job, but the labels to keep."""
 
 
 class Keys(Protocol):

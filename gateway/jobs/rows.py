@@ -28,7 +28,8 @@ _LEFT_OUT: dict[str, Any] = {"drawn": {"pictures": {"__all__": {"data"}}}}
 _PARSERS = tuple((name, adapter.validator.validate_json) for name, adapter in _VALUES.items())
 
 #: The columns of a `Job`, in the order that `decode` expects.
-FIELDS = tuple(column.name for column in jobs.columns if column.name not in ("lease", "lease_until"))
+_NOT_OF_IT = frozenset({"lease", "lease_until", "deleted_at", "purged_at"})
+FIELDS = tuple(column.name for column in jobs.columns if column.name not in _NOT_OF_IT)
 #: What a job is from birth to end; `save` never writes these.
 FIXED = frozenset(
     {"gen_id", "public_id", "surface", "tenant", "key_id", "request_id", "created_at", "drawing", "delivery"}

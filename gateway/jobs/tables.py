@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
 metadata = MetaData(
     naming_convention={
@@ -43,12 +43,49 @@ jobs = Table(
     Column("release", Text),
     Column("lease", Text),
     Column("lease_until", Double),
+    # When the caller, or the end of its time, took it away; its files go after.
+    Column("deleted_at", Double),
+    Column("purged_at", Double),
     # `find`: an id is unique on its surface.
     Index("ix_jobs_surface_public_id", "surface", "public_id", unique=True),
     # `page`: walked backwards from the cursor.
     Index("ix_jobs_tenant_created_at_gen_id", "tenant", "created_at", "gen_id"),
     # `due` and `counts`: the open states are a sliver of the table.
     Index("ix_jobs_state_next_at", "state", "next_at"),
+    # What was deleted and still has files.
+    Index(
+        "ix_jobs_deleted_at",
+        "deleted_at",
+        sqlite_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
+        postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
+    ),
+)
+
+#: Manifests, and what is left of them in the pixels. ``number`` grows with each row, for readers that follow.
+records = Table(
+    "records",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("label", Text, nullable=False),
+    Column("gen_id", Text, nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("mime", Text, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("manifest", LargeBinary, nullable=False),
+    Column("mark", BigInteger),
+    # Signed, as databases have no other: the 64 bits as they are.
+    Column("code", BigInteger),
+    Index("ix_records_label", "label", unique=True),
+    Index("ix_records_gen_id", "gen_id"),
+    Index("ix_records_mark", "mark"),
+    Index("ix_records_sha256", "sha256"),
+    sqlite_autoincrement=True,
 )
 
 #: API keys. ``scopes`` are separated by blanks; the secret itself is nowhere. A held key is no caller until released.

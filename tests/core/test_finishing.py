@@ -17,6 +17,7 @@ from compliance.verify import verify
 from gateway.acs.local import LocalCompliance
 from gateway.core.finishing import DrawAgain, Finisher, raw_key
 from gateway.core.images import Credentials, Delivery, Drawing, Drawn, Job, RawPicture, Release, State
+from gateway.core.polishing import Polisher
 from gateway.errors import FinishingFailed
 from gateway.storage.disk import DiskStorage
 from tests.reviewers import SeesColours, Silent, panel
@@ -81,10 +82,12 @@ async def make(tmp_path: Path, anyio_backend):
             finisher = Finisher(
                 storage=storage,
                 compliance=compliance,
-                signer=Signer(load_or_create(tmp_path / "ca"), name="imgen", version="0"),
-                defaults=Credentials(),
+                polisher=Polisher(
+                    signer=Signer(load_or_create(tmp_path / "ca"), name="imgen", version="0"),
+                    defaults=Credentials(),
+                    now=lambda: 0.0,
+                ),
                 threads=1,
-                now=lambda: 0.0,
             )
             await finisher.open()
             return finisher, storage
