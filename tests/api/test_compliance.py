@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw
 
 from compliance.verify import verify
 from gateway.app import signing_credentials
-from gateway.core import access
+from gateway.core import access, advance
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
+from gateway.core.finishing import Finisher
 from gateway.jobs.appeals import SqlAppeals
 from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
@@ -260,6 +261,30 @@ async def test_an_appeal_brings_a_blocked_picture_to_its_owner_when_a_person_say
     assert [link.entry.kind for link in links] == ["verdict", "verdict", "appeal", "appeal_decided", "verdict"]
     assert links[-1].entry.body["reviewer"] == "human:kim" and links[-1].entry.body["safe"]
     assert links[1].entry.body["reasons"][0]["rule"] == "blue"
+
+
+async def test_what_a_person_let_go_outlives_more_faults_than_a_fresh_job_would(colours, monkeypatch):
+    gateway = await colours("blue")
+    job = await gateway.call("generate", prompt="a house", compliance_ruleset="colours")
+    await gateway.ended(job["id"])
+    filed = await gateway.call("appeal", id=job["id"], reason="It is only the sea.")
+    tries, release = [], Finisher.release
+
+    async def stumbling(self, job, record):
+        tries.append(job.tries)
+        if len(tries) <= 4:
+            raise RuntimeError("nobody foresaw this")
+        return await release(self, job, record)
+
+    monkeypatch.setattr(advance, "MAX_STUMBLES", 2)
+    monkeypatch.setattr(Finisher, "release", stumbling)
+    async with appeals_of(gateway) as appeals:
+        await appeals.release(filed["appeal"]["id"], "kim", "It is the sea.")
+    with anyio.fail_after(30):
+        while "meta" not in (after := await gateway.call("status", id=job["id"])):
+            assert after["status"] in {"IN_PROGRESS", "COMPLETED"}, after
+            await anyio.sleep(0.05)
+    assert tries == [0, 1, 2, 3, 4] and after["compliance"] == "safe"
 
 
 async def test_an_upheld_picture_stays_where_it_is(colours):
