@@ -41,6 +41,7 @@ from gateway.core.audit import Audit
 from gateway.core.catalog import load
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
+from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
 from gateway.core.polishing import Polisher
 from gateway.core.safeguard import Safeguard
@@ -148,6 +149,7 @@ def create_app(
         compliance=compliance,
         finisher=finisher,
         advancer=advancer,
+        logos=LogoDesk(storage=storage, compliance=compliance, safeguard=safeguard),
         appeals=Appeals(store=SqlAppeals(database), jobs=jobs, audit=audit, now=time.time),
         safeguard=safeguard,
         policy=policy,
@@ -259,6 +261,7 @@ def polisher_of(settings: Settings) -> Polisher:
             vendor=settings.vendor,
         ),
         now=time.time,
+        badge_at=None if settings.badge == "off" else settings.badge,
     )
 
 

@@ -322,6 +322,29 @@ async def test_nobody_appeals_for_another_tenant(colours):
     assert answer.status_code == 404
 
 
+@pytest.mark.parametrize(("colour", "held"), [("blue", False), ("magenta", True)])
+async def test_a_forbidden_picture_does_not_leave_as_a_logo(colours, colour, held):
+    gateway = await colours("red")
+    secret = await key_with(gateway)
+    logo = io.BytesIO()
+    picture = Image.new("RGB", (40, 20), colour)
+    picture.paste("white", (20, 0, 40, 20))
+    picture.save(logo, "PNG")
+    given = f"data:image/png;base64,{base64.b64encode(logo.getvalue()).decode()}"
+    body = {"action": "generate", "prompt": "a house", "wm_image": given, "compliance_ruleset": "colours"}
+    answer = await gateway.post(body, key=secret)
+    assert (answer.status_code, answer.json()["error"]) == (400, "Watermark image blocked")
+    assert answer.json()["filter_categories"] and not gateway.runpod.submitted
+    assert not list((gateway.settings.data / "pictures").rglob("*.png"))
+    with anyio.fail_after(20):
+        while held and (await gateway.post({"action": "models"}, key=secret)).status_code == 200:
+            await anyio.sleep(0.1)
+    database = Database(gateway.settings.database())
+    async with database.open():
+        links = await SqlAudit(database).after(0, 9)
+    assert links[0].entry.kind == "upload_refused"
+
+
 async def test_a_refused_prompt_is_in_the_audit_without_its_words(gateway):
     await gateway.post({"action": "generate", "prompt": "nude child"})
     database = Database(gateway.settings.database())
