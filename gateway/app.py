@@ -39,6 +39,7 @@ from gateway.core.advance import Advancer, Policy, withdraw
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
 from gateway.core.catalog import load
+from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.operator import OperatorEvents
@@ -57,6 +58,7 @@ from gateway.errors import (
 from gateway.jobs.appeals import SqlAppeals
 from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
+from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
@@ -140,6 +142,16 @@ def create_app(
         now=time.time,
         webhook=backend.webhook,
     )
+    appeals = SqlAppeals(database)
+    deletion = Deletion(
+        store=SqlDeletions(database),
+        storage=storage,
+        appeals=appeals,
+        audit=audit,
+        withdraw=partial(withdraw, backend),
+        policy=policy,
+        now=time.time,
+    )
     service = GenerationService(
         jobs=jobs,
         backend=backend,
@@ -148,7 +160,8 @@ def create_app(
         compliance=compliance,
         finisher=finisher,
         advancer=advancer,
-        appeals=Appeals(store=SqlAppeals(database), jobs=jobs, audit=audit, now=time.time),
+        appeals=Appeals(store=appeals, jobs=jobs, audit=audit, now=time.time),
+        deletion=deletion,
         safeguard=safeguard,
         policy=policy,
         now=time.time,
@@ -174,6 +187,7 @@ def create_app(
             if settings.api_key:
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
+            await stack.enter_async_context(deletion.running())
             if notifier is not None:
                 await stack.enter_async_context(notifier.open())
                 await stack.enter_async_context(OperatorEvents(events, notifier, now=time.time).running())

@@ -48,6 +48,7 @@ class Policy:
     sweep_interval: float = 1
     poll_interval: float = 2
     finish_deadline: float = 180
+    retention_days: float = 0
 
 
 class Advancer:
@@ -302,8 +303,10 @@ class Advancer:
             await self._later(job, lease)
 
     async def _again(self, job: Job, lease: str, state: State, fault: Fault) -> None:
-        """Have it drawn once more, with fresh upload addresses; end it when that was the last attempt."""
-        if job.attempt + 1 >= MAX_ATTEMPTS or self._now() >= job.deadline_at:
+        """Have it drawn once more, with fresh upload addresses; end it when that was the last attempt, or when nobody
+        wants it any more.
+        """
+        if job.deleted_at is not None or job.attempt + 1 >= MAX_ATTEMPTS or self._now() >= job.deadline_at:
             await self.end(job, lease, state, fault)
             return
         log.warning("job handed over again", job=job.gen_id, code=fault.code, attempt=job.attempt + 1)

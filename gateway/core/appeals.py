@@ -100,7 +100,7 @@ class Appeals:
     async def uphold(self, appeal_id: str, by: str, note: str) -> Appeal:
         """What is blocked stays so. Idempotent; raises `AppealNotFound`, and `AppealDecided` when it was let go."""
         by, note = _checked("by", by), _checked("note", note)
-        appeal, job = await self.get(appeal_id)
+        appeal, job = await self._to_decide(appeal_id)
         if appeal.state == "upheld":
             return appeal
         if appeal.state != "open" or job.release is not None:
@@ -119,7 +119,7 @@ class Appeals:
         the audit before the picture moves, and the appeal stays open until it has.
         """
         by, note = _checked("by", by), _checked("note", note)
-        appeal, job = await self.get(appeal_id)
+        appeal, job = await self._to_decide(appeal_id)
         if appeal.state == "released":
             return appeal
         if appeal.state != "open":
@@ -127,6 +127,12 @@ class Appeals:
         if job.release is None:
             await self._let_go(appeal, job, by, note)
         return await self._decide(appeal, "released", by, note)
+
+    async def _to_decide(self, appeal_id: str) -> tuple[Appeal, Job]:
+        appeal, job = await self.get(appeal_id)
+        if job.deleted_at is not None:
+            raise AppealDecided("The job was deleted", fix="Nothing of it is left to decide about.")
+        return appeal, job
 
     async def _let_go(self, appeal: Appeal, job: Job, by: str, note: str) -> None:
         blocked = blocked_pictures(job)
@@ -142,6 +148,9 @@ class Appeals:
         release = Release(indexes=tuple(sorted(verdicts)), by=by, note=note, at=self._now())
         if await self._jobs.reopen(job.gen_id, release, now=self._now()):
             log.warning("pictures released", job=job.gen_id, appeal=appeal.id, by=by, indexes=release.indexes)
+        else:
+            # Somebody released the same before, or took the job away this moment.
+            await self._to_decide(appeal.id)
 
     async def _undecided(self, job: Job) -> Appeal | None:
         """The job's open appeal. Raises `AppealDecided` when a person has decided one."""
