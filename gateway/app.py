@@ -43,6 +43,7 @@ from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.operator import OperatorEvents
+from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
 from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
@@ -62,6 +63,7 @@ from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
+from gateway.jobs.originals import SqlOriginals
 from gateway.jobs.store import SqlJobs
 from gateway.middleware import RequestId
 from gateway.settings import Settings
@@ -152,6 +154,9 @@ def create_app(
         policy=policy,
         now=time.time,
     )
+    originals = Originals(
+        store=SqlOriginals(database), storage=storage, appeals=appeals, audit=audit, policy=policy, now=time.time
+    )
     service = GenerationService(
         jobs=jobs,
         backend=backend,
@@ -188,6 +193,7 @@ def create_app(
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
             await stack.enter_async_context(deletion.running())
+            await stack.enter_async_context(originals.running())
             if notifier is not None:
                 await stack.enter_async_context(notifier.open())
                 await stack.enter_async_context(OperatorEvents(events, notifier, now=time.time).running())

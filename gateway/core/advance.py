@@ -37,7 +37,7 @@ AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """Times in seconds; see the settings of the same names."""
+    """Times in seconds, where the name does not say days; see the settings of the same names."""
 
     execution_timeout: float = 300
     job_ttl: float = 330
@@ -49,6 +49,8 @@ class Policy:
     poll_interval: float = 2
     finish_deadline: float = 180
     retention_days: float = 0
+    quarantine_days: float = 0
+    master_days: float = 0
 
 
 class Advancer:

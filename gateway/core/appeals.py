@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 #: Characters of a reason or of a note.
 LONGEST = 2000
+_NO_LONGER = "What was blocked of this job is no longer kept"
 
 
 def new_appeal_id() -> str:
@@ -30,7 +31,7 @@ def new_appeal_id() -> str:
 
 
 def blocked_pictures(job: Job) -> tuple[PictureReview, ...]:
-    """The pictures of an ended job that its review has kept back."""
+    """The pictures of an ended job that its review has kept back; those without a key are gone."""
     if job.outcome is None or job.state not in (State.BLOCKED, State.COMPLETED):
         return ()
     return tuple(review for review in job.outcome.each if not review.verdict.safe)
@@ -65,8 +66,8 @@ class Appeals:
             raise JobNotFound
         appeal = await self._undecided(job)
         if appeal is None:
-            if not blocked_pictures(job):
-                raise NothingToAppeal
+            if not any(review.key for review in blocked_pictures(job)):
+                raise NothingToAppeal(_NO_LONGER if blocked_pictures(job) else None)
             appeal = Appeal(
                 id=self._new_id(),
                 gen_id=job.gen_id,
@@ -138,9 +139,11 @@ class Appeals:
         blocked = blocked_pictures(job)
         if any(review.verdict.minors for review in blocked):
             raise NotReleasable
-        free = [review for review in blocked if review.verdict.releasable]
+        free = [review for review in blocked if review.verdict.releasable and review.key]
         if not blocked:
             raise NothingToAppeal(f"Nothing of job {job.gen_id} is blocked: it is {job.state}")
+        if not free and any(review.verdict.releasable for review in blocked):
+            raise NothingToAppeal(_NO_LONGER)
         if not free:
             raise NotReleasable
         verdicts = {review.index: review.verdict.released(by) for review in free}

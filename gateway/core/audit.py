@@ -88,6 +88,10 @@ class Audit:
         """The files of a deleted job are gone, but for the folders that were kept."""
         await self._once("purged", job.gen_id, {**_job(job), "kept": list(kept)})
 
+    async def originals_purged(self, job: Job, *, folder: str) -> None:
+        """The time of originals is over; the job itself stays."""
+        await self._once("originals_purged", job.gen_id, {**_job(job), "folder": folder})
+
     async def purge_ordered(self, job: Job, *, by: str, note: str) -> None:
         """The operator has a job purged, whatever evidence it is."""
         await self._once("purge_ordered", job.gen_id, {**_job(job), "by": by, "note": note})

@@ -235,7 +235,8 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureReview:
-    """The verdict about one picture of a job. ``key`` is where its lossless original lies: in private, blocked or not.
+    """The verdict about one picture of a job. ``key`` is where its lossless original lies: in private, blocked or not;
+    empty when its time was over.
 
     ``unsafe`` is the signed copy of a blocked picture that may be shown to keys with the scope for it, None where it
     never may.

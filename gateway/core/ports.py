@@ -9,7 +9,7 @@ from compliance.ledger import Link
 from compliance.picture import Raw, Signed
 from compliance.review import Context
 from compliance.verdict import Verdict
-from gateway.core.images import ApiKey, Appeal, Event, Job, Readiness, Record, Release, RenderOrder, Report, Slot
+from gateway.core.images import ApiKey, Appeal, Event, Job, Readiness, Record, Release, RenderOrder, Report, Slot, State
 
 
 class Jobs(Protocol):
@@ -95,6 +95,27 @@ class Deletions(Protocol):
 
     async def reopen(self, gen_id: str, *, now: float) -> bool:
         """Have a deleted job purged once more, whatever was purged of it. False when it is not deleted."""
+
+
+class KeptOriginals(Protocol):
+    """Ended jobs that are not deleted, and which originals their outcomes still name."""
+
+    async def ended(
+        self, state: State, *, holding: str, before: float, after: tuple[float, str], limit: int
+    ) -> list[tuple[tuple[float, str], bool]]:
+        """Places (next_at, gen_id) of jobs that ended in a state before a time, in order, beginning after a place.
+
+        With each, whether its outcome names something in the folder ``holding``.
+        """
+
+    async def claim(self, gen_id: str, *, lease: str, now: float, until: float) -> Job | None:
+        """Take one to purge its originals. None when it is open again or deleted, or somebody else has it."""
+
+    async def renew(self, gen_id: str, *, lease: str, until: float) -> bool:
+        """False when the lease was lost: stop working."""
+
+    async def put(self, job: Job, *, lease: str) -> bool:
+        """Write its outcome and give it back. False, and nothing written, when the lease was lost."""
 
 
 class Records(Protocol):

@@ -2,150 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import text
 
 from compliance.verdict import Verdict
 from gateway.core.advance import Policy
-from gateway.core.appeals import Appeals
-from gateway.core.deletion import FOLDERS, LONGEST_BACK_OFF, Deletion, bare, order_purge
-from gateway.core.images import Caller, Job, Record, Release, State
+from gateway.core.deletion import FOLDERS, LONGEST_BACK_OFF, bare, order_purge
+from gateway.core.images import Caller, Job, Release, State
 from gateway.core.service import GenerationService
-from gateway.errors import AppealDecided, InvalidField, JobNotFound, StorageUnavailable
+from gateway.errors import AppealDecided, InvalidField, JobNotFound
 from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.store import SqlJobs
-from gateway.storage.disk import DiskStorage
-from tests.core.desk import BLOCKED, MINORS, SAFE, Desk, Killed, Mortal, open_desk, reviewed
+from tests.core.desk import BLOCKED, MINORS, SAFE, Killed, reviewed
+from tests.core.world import HOUR, World, open_world
 from tests.jobs.samples import job
 
 pytestmark = pytest.mark.anyio
 
 OWNER = Caller(key_id="key_other_of_the_tenant", tenant="default")
-HOUR = 3600.0
-
-
-class MortalDisk(DiskStorage):
-    """Pictures in a folder; the process can be killed before each purge, as before each write of the database."""
-
-    database: Mortal
-    down = False
-
-    async def purge(self, prefix: str, *, keep: frozenset[str] = frozenset()) -> None:
-        step(self.database)
-        if self.down:
-            raise StorageUnavailable
-        await super().purge(prefix, keep=keep)
-
-
-def step(database: Mortal) -> None:
-    if database.left is not None:
-        if database.left == 0:
-            raise Killed
-        database.left -= 1
-
-
-@dataclass
-class Records:
-    """Manifests in memory."""
-
-    database: Mortal
-    kept: set[str] = field(default_factory=set)
-
-    async def purge(self, gen_id: str, *, keep: frozenset[str] = frozenset()) -> None:
-        step(self.database)
-        self.kept.discard(gen_id)
-
-    async def add(self, record: Record) -> None:
-        raise NotImplementedError
-
-    async def get(self, label: str) -> Record | None:
-        raise NotImplementedError
-
-    async def of_mark(self, mark: int) -> Sequence[Record]:
-        raise NotImplementedError
-
-    async def of_picture(self, sha256: str) -> Sequence[Record]:
-        raise NotImplementedError
-
-    async def codes(self, *, after: int, limit: int) -> Sequence[tuple[int, str, int]]:
-        raise NotImplementedError
-
-
-@dataclass
-class World:
-    """The desk, a folder of pictures, and a backend that remembers what it was told to stop."""
-
-    desk: Desk
-    storage: MortalDisk
-    records: Records
-    root: Path
-    withdrawn: list[str] = field(default_factory=list)
-
-    def replica(self, **policy: Any) -> Deletion:
-        return Deletion(
-            store=SqlDeletions(self.desk.database),
-            storage=self.storage,
-            records=self.records,
-            appeals=self.desk.appeals,
-            audit=self.desk.audit,
-            withdraw=self._withdraw,
-            policy=Policy(**{"lease": 15, "upload_ttl": HOUR, **policy}),
-            now=self.desk.clock,
-        )
-
-    def appeals(self) -> Appeals:
-        desk = self.desk
-        return Appeals(
-            store=desk.appeals, jobs=desk.jobs, audit=desk.audit, now=desk.clock, new_id=lambda: next(desk.ids)
-        )
-
-    async def _withdraw(self, job: Job) -> None:
-        step(self.desk.database)
-        self.withdrawn.append(job.gen_id)
-
-    async def add(self, new: Job) -> Job:
-        """Stored, with files in all folders."""
-        await self.desk.add(new)
-        for folder in FOLDERS:
-            for name in ("0.png", "1/1.png"):
-                path = self.root / folder / new.gen_id / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(b"picture")
-        self.records.kept.add(new.gen_id)
-        return new
-
-    def files(self, new: Job) -> set[str]:
-        """The folders that still have something of a job."""
-        return {path.relative_to(self.root).parts[0] for path in self.root.glob(f"*/{new.gen_id}/**/*")}
-
-    async def purged_at(self, new: Job) -> float | None:
-        rows = await self.desk.database.read(text(f"SELECT purged_at FROM jobs WHERE gen_id = '{new.gen_id}'"))
-        at: float | None = rows[0][0]
-        return at
-
-    async def stored(self, new: Job) -> Job:
-        found = await self.desk.jobs.get(new.gen_id)
-        assert found is not None
-        return found
-
-    async def history(self, new: Job) -> list[str]:
-        return [link.entry.kind for link in await self.desk.log.of(new.gen_id)]
-
-
-@asynccontextmanager
-async def open_world(folder: Path) -> AsyncIterator[World]:
-    async with open_desk(folder) as desk:
-        root = folder / "pictures"
-        storage = MortalDisk(root, secret=b"s" * 32, public_url="http://x", internal_url="http://x", now=desk.clock)
-        storage.database = desk.database
-        async with storage.open():
-            yield World(desk, storage, Records(desk.database), root)
 
 
 @pytest.fixture
@@ -154,16 +32,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield opened
 
 
-async def verdicts(world: World, new: Job) -> None:
-    """What the finisher wrote into the audit."""
-    assert new.outcome is not None
-    for review in new.outcome.reviews:
-        await world.desk.audit.verdict(new, review.index, review.verdict, "ab")
-
-
 async def test_a_deleted_job_is_gone_at_once_and_its_files_at_the_next_look(world: World) -> None:
     new, other = await world.add(reviewed(SAFE, BLOCKED)), await world.add(reviewed(SAFE))
-    await verdicts(world, new)
+    await world.judge(new)
     deleted = await world.replica().delete(OWNER, new)
     assert (deleted.gen_id, deleted.state, deleted.deleted_at) == (new.gen_id, State.COMPLETED, 5000.5)
     assert await world.desk.jobs.find("imgen", new.public_id) is None
@@ -302,7 +173,7 @@ async def test_a_deletion_between_the_release_of_a_person_and_its_write_wins(wor
 @pytest.mark.parametrize("given", [(MINORS,), (SAFE, MINORS)], ids=["alone", "beside"])
 async def test_what_a_rule_about_minors_blocked_is_evidence(world: World, given: tuple[Verdict, ...]) -> None:
     new = await world.add(reviewed(*given))
-    await verdicts(world, new)
+    await world.judge(new)
     appeal = await world.appeals().file(OWNER, "imgen", new.public_id, "why?")
     deleted = await world.replica().delete(OWNER, new)
     for _ in range(2):
@@ -320,7 +191,7 @@ async def test_what_a_rule_about_minors_blocked_is_evidence(world: World, given:
 
 async def test_the_end_of_its_time_leaves_evidence_too(world: World) -> None:
     new = await world.add(reviewed(MINORS))
-    await verdicts(world, new)
+    await world.judge(new)
     world.desk.now = 9e8
     await world.replica(retention_days=1).sweep()
     assert world.files(new) == {"quarantine"}
@@ -340,7 +211,7 @@ async def test_a_failed_job_whose_picture_was_about_minors_keeps_what_was_asked_
 @pytest.mark.parametrize("before", ["there", "deleted", "purged"])
 async def test_the_operator_can_have_evidence_purged_by_name(world: World, before: str) -> None:
     new = await world.add(reviewed(MINORS))
-    await verdicts(world, new)
+    await world.judge(new)
     if before != "there":
         await world.replica().delete(OWNER, new)
     if before == "purged":
@@ -441,7 +312,7 @@ async def test_killed_between_any_two_steps_it_goes_on_after_the_restart_and_is_
     new = job(state=State.RUNNING, backend_id="b-1") if kind == "running" else reviewed(SAFE, verdict)
     new = await world.add(replace(new, finished_at=None if kind == "running" else world.desk.now))
     if kind != "running":
-        await verdicts(world, new)
+        await world.judge(new)
         await world.appeals().file(OWNER, "imgen", new.public_id, "why?")
     world.desk.database.left = done
     killed = False
