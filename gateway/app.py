@@ -35,7 +35,7 @@ from gateway.acs.local import LocalCompliance
 from gateway.acs.remote import RemoteCompliance
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
-from gateway.core.advance import Advancer, Policy, withdraw
+from gateway.core.advance import Advancer, Policy, let_go, withdraw
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
 from gateway.core.catalog import load
@@ -128,7 +128,7 @@ def create_app(
         jobs=jobs,
         events=events,
         audit=audit,
-        withdraw=partial(withdraw, backend),
+        withdraw=partial(let_go, backend, storage),
         mode=settings.minors_hold,
         now=time.time,
     )

@@ -345,15 +345,7 @@ class Advancer:
     def let_go_soon(self, job: Job) -> None:
         """Stop the drawing of a cancelled job and remove what it kept, without waiting for it."""
         if self._tasks is not None:
-            self._tasks.start_soon(self._let_go, job)
-
-    async def _let_go(self, job: Job) -> None:
-        await withdraw(self._backend, job)
-        try:
-            await self._storage.purge(raw_prefix(job))
-        except Unavailable as exc:
-            # What stays is swept up with all that is old.
-            log.warning("files of a cancelled job stay", job=job.gen_id, error=exc.message)
+            self._tasks.start_soon(let_go, self._backend, self._storage, job)
 
     def _nudge(self, gen_id: str) -> None:
         """Advance a job soon. Asked while it is at it, it looks once more: the news may have come after the look."""
@@ -398,6 +390,16 @@ async def withdraw(backend: Backend, job: Job) -> None:
         await backend.cancel(job.backend_id)
     except (BackendUnavailable, BackendRefused) as exc:
         log.warning("backend did not cancel", job=job.gen_id, error=exc.message)
+
+
+async def let_go(backend: Backend, storage: Storage, job: Job) -> None:
+    """Stop the drawing of a cancelled job and remove what it kept."""
+    await withdraw(backend, job)
+    try:
+        await storage.purge(raw_prefix(job))
+    except Unavailable as exc:
+        # What stays is swept up with all that is old.
+        log.warning("files of a cancelled job stay", job=job.gen_id, error=exc.message)
 
 
 def _state_of(outcome: Outcome) -> State:

@@ -73,7 +73,7 @@ class Deletions(Protocol):
         """
 
     async def expire(self, *, ended_before: float, now: float, limit: int) -> list[str]:
-        """Take away the jobs that ended before a time, the oldest first; the ids of those that it took."""
+        """Take away some of the jobs that ended before a time; the ids of those that it took."""
 
     async def due(self, *, now: float, limit: int) -> list[str]:
         """Ids of deleted jobs that have ended, are not purged, and that nobody has in hand; newest deletion first."""

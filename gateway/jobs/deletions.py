@@ -79,8 +79,9 @@ _MARK = (
     )
     .returning(*_JOB)
 )
-# `next_at` of an ended job stands where its last step left it, about at its end, and there is an index on it. Purged
-# jobs have one that never comes, so that what has gone is not looked at for ever.
+# In no order, so that a long history need not be sorted for a few. `next_at` of an ended job stands where its last step
+# left it, about at its end, and there is an index on it. Purged jobs have one that never comes, so that what has gone is
+# not looked at for ever.
 _OLD = (
     select(jobs.c.gen_id)
     .where(
@@ -89,7 +90,6 @@ _OLD = (
         _THERE,
         func.coalesce(jobs.c.finished_at, jobs.c.created_at) <= bindparam("before"),
     )
-    .order_by(jobs.c.next_at)
     .limit(bindparam("most"))
 )
 _EXPIRE = (
