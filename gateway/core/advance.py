@@ -33,6 +33,8 @@ MAX_ATTEMPTS = 2
 MAX_STUMBLES = 12
 #: Jobs that one replica moves at the same time.
 AT_ONCE = 64
+#: Seconds for removing what an ended job leaves over. Its lease is over then, which must not break that off.
+TIDY = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,7 +265,8 @@ class Advancer:
             await self._finisher.discard(finished)
             return
         log.info("job finished", job=job.gen_id, state=state, timings=finished.timings)
-        await self._finisher.tidy(done)
+        with anyio.move_on_after(TIDY, shield=True):
+            await self._finisher.tidy(done)
 
     async def _record(self, job: Job, index: int, verdict: Verdict, sha256: str) -> None:
         """Every verdict goes into the audit, and one about minors has consequences, before any picture can be read.
@@ -275,7 +278,7 @@ class Advancer:
 
     async def _finish_later(self, job: Job, lease: str, exc: GatewayError) -> None:
         log.warning("finishing failed", job=job.gen_id, code=exc.code, error=exc.message, tries=job.tries + 1)
-        if job.release and job.outcome:
+        if job.release and job.outcome and job.deleted_at is None:
             # A person waits for it, and there was an outcome before: nothing of that may be lost.
             if exc.retryable:
                 await self._later(job, lease)
@@ -298,8 +301,8 @@ class Advancer:
         job = await self._jobs.get(gen_id)
         if job is None or not job.open:
             return
-        # What a person let go had an outcome before, which must not be lost.
-        if job.tries >= MAX_STUMBLES and not job.release:
+        # What a person let go had an outcome before, which must not be lost, unless its owner wants it no more.
+        if job.tries >= MAX_STUMBLES and (not job.release or job.deleted_at is not None):
             await self.end(job, lease, State.FAILED, Fault(code="internal_error"))
         else:
             await self._later(job, lease)
@@ -332,7 +335,8 @@ class Advancer:
         ended = replace(job, state=state, fault=fault, finished_at=self._now())
         if await self._jobs.save(ended, lease=lease, release=True):
             log.warning("job ended", job=job.gen_id, state=state, code=fault.code)
-            await self._storage.purge(raw_prefix(job))
+            with anyio.move_on_after(TIDY, shield=True):
+                await self._storage.purge(raw_prefix(job))
 
     async def _keep_lease(self, gen_id: str, lease: str, scope: anyio.CancelScope) -> None:
         while True:

@@ -79,6 +79,10 @@ class Appeals:
                 created_at=self._now(),
             )
             if await self._store.add(appeal):
+                if await self._jobs.find(surface, public_id) is None:
+                    # Deleted, and maybe purged, in between: nobody would close it any more.
+                    await self._store.forget(job.gen_id, keep_words=False, now=self._now())
+                    raise JobNotFound
                 log.warning("appeal filed", job=job.gen_id, appeal=appeal.id)
             else:
                 # Somebody else was faster.

@@ -80,8 +80,8 @@ _MARK = (
     .returning(*_JOB)
 )
 # In no order, so that a long history need not be sorted for a few. `next_at` of an ended job stands where its last step
-# left it, about at its end, and there is an index on it. Purged jobs have one that never comes, so that what has gone is
-# not looked at for ever.
+# left it, about at its end, and there is an index on it. Purged jobs have one that never comes: what has gone is not
+# looked at for ever.
 _OLD = (
     select(jobs.c.gen_id)
     .where(

@@ -12,8 +12,11 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from gateway.cli import app
+from gateway.core import advance
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
+from gateway.core.finishing import Finisher
+from gateway.errors import FinishingFailed
 from gateway.jobs.appeals import SqlAppeals
 from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
@@ -242,6 +245,36 @@ async def test_what_a_person_released_can_be_deleted_like_any_other(open_gateway
     await purged(gateway, job["gen_id"])
     assert {(await gateway.http.get(url)).status_code for url in urls} == {404}
     await not_there(gateway, job["id"])
+
+
+@pytest.mark.parametrize("fault", ["unforeseen", "foreseen"])
+async def test_what_a_person_released_and_can_not_be_finished_is_given_up_once_it_is_deleted(
+    open_gateway, tmp_path, monkeypatch, fault
+):
+    """Kept up for ever otherwise: what was let go must not be lost."""
+    gateway, job = await blocked(open_gateway, tmp_path, "blue", IMGEN_FINISH_DEADLINE="2")
+    await gateway.ended(job["id"])
+    appeal = (await gateway.call("appeal", id=job["id"], reason="why?"))["appeal"]
+    tries = []
+
+    async def failing(self, job, record):
+        tries.append(job.deleted_at)
+        if fault == "unforeseen":
+            raise RuntimeError("nobody foresaw this")
+        raise FinishingFailed("signing_unavailable", "no signer", retryable=True)
+
+    monkeypatch.setattr(advance, "MAX_STUMBLES", 1)
+    monkeypatch.setattr(Finisher, "release", failing)
+    async with await open_database(gateway) as database:
+        audit = Audit(SqlAudit(database), now=time.time)
+        appeals = Appeals(store=SqlAppeals(database), jobs=SqlJobs(database), audit=audit, now=time.time)
+        await appeals.release(appeal["id"], "kim", "It is the sea.")
+    with anyio.fail_after(20):
+        while len(tries) < 4:
+            await anyio.sleep(0.02)
+    assert (await gateway.call("delete", id=job["id"]))["status"] == "IN_PROGRESS"
+    await purged(gateway, job["gen_id"])
+    assert tries[0] is None
 
 
 async def test_a_picture_about_minors_stays_as_evidence_and_a_held_key_deletes_nothing(open_gateway, tmp_path):

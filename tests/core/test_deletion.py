@@ -11,6 +11,7 @@ import pytest
 
 from compliance.verdict import Verdict
 from gateway.core.advance import Policy
+from gateway.core.appeals import Appeals
 from gateway.core.deletion import FOLDERS, LONGEST_BACK_OFF, bare, order_purge
 from gateway.core.images import Caller, Job, Release, State
 from gateway.core.service import GenerationService
@@ -152,6 +153,22 @@ async def test_an_open_appeal_is_closed_and_can_not_be_decided(world: World) -> 
     assert await world.appeals().list() == []
     with pytest.raises(JobNotFound):
         await world.appeals().file(OWNER, "imgen", new.public_id, "again")
+
+
+async def test_an_appeal_that_comes_in_while_its_job_is_purged_is_none(world: World) -> None:
+    new = await world.add(reviewed(BLOCKED, finished_at=1.0))
+    jobs = Overtaken(world.desk.database)
+    appeals = Appeals(store=world.desk.appeals, jobs=jobs, audit=world.desk.audit, now=world.desk.clock)
+
+    async def deleted_and_purged() -> None:
+        await world.replica().delete(OWNER, new)
+        await world.replica().sweep()
+
+    jobs.meanwhile = deleted_and_purged
+    with pytest.raises(JobNotFound):
+        await appeals.file(OWNER, "imgen", new.public_id, "words of the caller")
+    (left,) = await world.appeals().list(None)
+    assert (left.state, left.reason) == ("closed", "")
 
 
 async def test_a_deletion_between_the_release_of_a_person_and_its_write_wins(world: World) -> None:
