@@ -8,7 +8,7 @@ import time
 
 import anyio
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, select, text
 from typer.testing import CliRunner
 
 from gateway.cli import app
@@ -22,6 +22,7 @@ from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
 from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.store import SqlJobs
+from gateway.jobs.tables import records
 from tests.api.test_compliance import RULES, key_with, local, painted
 from tests.reviewers import SeesColours, Silent
 
@@ -104,6 +105,21 @@ async def test_a_deleted_job_is_gone_and_so_are_its_pictures(gateway, n):
             await anyio.sleep(0.02)
     assert [job["id"] for job in (await gateway.call("jobs"))["jobs"]] == [other["id"]]
     assert (await gateway.http.get(local(other["images"][0]["url"]))).status_code == 200
+
+
+async def test_the_records_by_which_its_pictures_are_found_go_with_a_job(gateway):
+    pytest.importorskip("gateway.jobs.records", reason="nothing writes records yet")
+    meta, other = await gateway.picture(WORDS), await gateway.picture("a boat")
+    async with await open_database(gateway) as database:
+        for each in (meta, other):
+            values = {column.name: 1 for column in records.columns if column.name != "number"}
+            texts = {name: f"{name}-{each['gen_id']}" for name in ("label", "type", "tenant", "key", "sha256", "mime")}
+            await database.write(insert(records), {**values, **texts, "gen_id": each["gen_id"], "manifest": b"jumb"})
+        await gateway.call("delete", id=meta["id"])
+        with anyio.fail_after(20):
+            while meta["gen_id"] in [row[0] for row in await database.read(select(records.c.gen_id).distinct())]:
+                await anyio.sleep(0.02)
+        assert other["gen_id"] in [row[0] for row in await database.read(select(records.c.gen_id).distinct())]
 
 
 async def test_who_deleted_what_is_on_record_in_one_intact_chain(gateway, tmp_path):
