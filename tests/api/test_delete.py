@@ -23,6 +23,7 @@ from gateway.jobs.database import Database
 from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.store import SqlJobs
 from gateway.jobs.tables import records
+from tests.api.fake_runpod import paint
 from tests.api.test_compliance import RULES, key_with, local, painted
 from tests.reviewers import SeesColours, Silent
 
@@ -176,10 +177,11 @@ async def test_a_job_that_is_drawn_is_cancelled(gateway):
     await purged(gateway, job["gen_id"])
 
 
-async def finishing(open_gateway, **fields):
+async def finishing(open_gateway, *reviewers, brush=paint, **fields):
     """A gateway with a job whose picture is drawn, and a reviewer that is silent until the flag falls."""
     waits = {"silent": True}
-    gateway = await open_gateway(Silent(lambda: waits["silent"]))
+    gateway = await open_gateway(Silent(lambda: waits["silent"]), *reviewers)
+    gateway.runpod.brush = brush
     job = await gateway.call("generate", prompt=WORDS, **fields)
     with anyio.fail_after(20):
         async with await open_database(gateway) as database:
@@ -201,6 +203,40 @@ async def test_a_job_that_is_being_finished_is_reviewed_handed_to_nobody_and_pur
             await anyio.sleep(0.02)
     assert [kind for kind, _ in told] == ["deleted", "verdict", "verdict", "purged"]
     assert "completed" in await row_of(gateway, job["gen_id"])
+
+
+async def test_nobody_escapes_the_review_by_deleting_before_it(open_gateway):
+    gateway, job, waits = await finishing(open_gateway, SeesColours(), brush=painted("magenta"))
+    await gateway.call("delete", id=job["id"])
+    waits["silent"] = False
+    with anyio.fail_after(20):
+        while (refused := await gateway.post({"action": "models"})).status_code == 200:
+            await anyio.sleep(0.05)
+        assert refused.json()["code"] == "api_key_held"
+        while "purged" not in dict(told := await history(gateway, job["gen_id"])):
+            await anyio.sleep(0.02)
+    assert dict(told)["verdict"]["minors"] and dict(told)["purged"]["kept"] == ["quarantine"]
+    left = {name for name in files_of(gateway, job["gen_id"]) if name.endswith(".png")}
+    assert left == {f"quarantine/{job['gen_id']}/0.png"}
+
+
+async def test_evidence_of_a_job_that_failed_stays_when_it_is_deleted(open_gateway):
+    """One picture is judged and the next one never is: the job fails, and its raw pictures go."""
+    answers = iter((False, True))
+    gateway = await open_gateway(
+        SeesColours(), Silent(lambda: next(answers, True)), IMGEN_FINISH_DEADLINE="0.3", IMGEN_MINORS_HOLD="off"
+    )
+    gateway.runpod.brush = painted("magenta", "red")
+    job = await gateway.call("generate", prompt=WORDS, n=2)
+    assert (await gateway.ended(job["id"]))["status"] == "FAILED"
+    assert (await gateway.call("delete", id=job["id"]))["status"] == "FAILED"
+    with anyio.fail_after(20):
+        while "purged" not in dict(told := await history(gateway, job["gen_id"])):
+            await anyio.sleep(0.02)
+    assert dict(told)["purged"]["kept"] == ["quarantine"]
+    left = {name for name in files_of(gateway, job["gen_id"]) if name.endswith(".png")}
+    assert left == {f"quarantine/{job['gen_id']}/0.png"}
+    assert WORDS in await row_of(gateway, job["gen_id"])
 
 
 async def test_a_deleted_job_is_not_drawn_a_second_time(open_gateway):
