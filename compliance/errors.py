@@ -3,6 +3,7 @@ edge each.
 
 ComplianceError
 ├── PictureRefused        the bytes are not a picture that we take
+├── LogoRefused           the bytes are not a logo that we take
 ├── BrokenRender          the renderer gave a picture, but it is blank or has the wrong size
 ├── ReviewUnavailable     no verdict, and no verdict means no picture
 ├── BadRules              a rule file or a ruleset does not read
@@ -31,6 +32,12 @@ class PictureRefused(ComplianceError):
     """These bytes are not a picture that we take."""
 
     code = "picture_refused"
+
+
+class LogoRefused(ComplianceError):
+    """These bytes are not a logo that we take. The message goes on after the name of the logo."""
+
+    code = "logo_refused"
 
 
 class BrokenRender(ComplianceError):

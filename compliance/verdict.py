@@ -59,6 +59,11 @@ class Verdict:
     asked: tuple[Asked, ...] = ()
     latency_ms: float = 0.0
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the rules that blocked, in their order."""
+        return tuple(dict.fromkeys(reason.category for reason in self.reasons if reason.action == "block"))
+
     def released(self, by: str) -> "Verdict":
         """The safe verdict of a person, by name, over the same picture; what was found stays on record.
 

@@ -42,6 +42,7 @@ from gateway.core.catalog import load
 from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
+from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
 from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
@@ -165,6 +166,7 @@ def create_app(
         compliance=compliance,
         finisher=finisher,
         advancer=advancer,
+        logos=LogoDesk(storage=storage, compliance=compliance, safeguard=safeguard),
         appeals=Appeals(store=appeals, jobs=jobs, audit=audit, now=time.time),
         deletion=deletion,
         safeguard=safeguard,
@@ -279,6 +281,7 @@ def polisher_of(settings: Settings) -> Polisher:
             vendor=settings.vendor,
         ),
         now=time.time,
+        badge_at=None if settings.badge == "off" else settings.badge,
     )
 
 

@@ -7,7 +7,7 @@ x GatewayError
   x AccessDenied
     + MissingKey, InvalidKey, DisabledKey, HeldKey
   x PromptBlocked             the content policy refused the words
-    + ReferenceBlocked        or a picture that came with them
+    + ReferenceBlocked, WatermarkBlocked    or a picture that came with them
   x NotFound
     + JobNotFound, CachedResultNotFound, CacheMiss, RouteNotFound, AppealNotFound
   + MethodNotAllowed
@@ -162,6 +162,12 @@ class ReferenceBlocked(PromptBlocked):
     """Reference image blocked"""
 
     fix = "Send another picture; this one is not allowed."
+
+
+class WatermarkBlocked(PromptBlocked):
+    """Watermark image blocked"""
+
+    fix = "Send another wm_image; this one is not allowed."
 
 
 class NotFound(GatewayError):

@@ -93,6 +93,9 @@ class Settings(BaseModel):
     signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
     signing_key: Path | None = Field(None, description="PEM private key (PKCS#8) of the leaf")
     signing_anchors: Path | None = Field(None, description="PEM roots that the chain must lead to")
+    badge: Literal["off", "top-left", "top-right", "center", "bottom-left", "bottom-right"] = Field(
+        "off", description='Where every picture shows the badge "AI", if anywhere'
+    )
     provider: str = Field("imgen", max_length=256, description="Who offers the service, as the pictures say it")
     author: str = Field("", max_length=256, description="Default of cs_author")
     title: str = Field("", max_length=256, description="Default of cs_title")

@@ -28,8 +28,7 @@ def snap(image: Image.Image, palettes: Sequence[npt.ArrayLike], cell: int = 2) -
     slips of the model and take the colour that most of the neighbours have.
     """
     art = _shrink(np.asarray(image.convert("RGB"), np.float32), cell)
-    fits = [_fit(art, np.asarray(palette, np.uint8)) for palette in palettes]
-    _, indices, palette = min(fits, key=lambda fit: fit[0])
+    palette, indices = _fit(art, [np.asarray(palette, np.uint8) for palette in palettes])
     return Image.fromarray(palette[_without_odd_pixels(indices)])
 
 
@@ -44,18 +43,28 @@ def _shrink(pixels: npt.NDArray[np.float32], cell: int) -> npt.NDArray[np.float3
     return np.asarray(blocks.mean((1, 3)), np.float32)
 
 
-def _fit(art: npt.NDArray[np.float32], palette: Palette) -> tuple[float, npt.NDArray[np.intp], Palette]:
-    """How far the picture is from the palette, and the nearest colour of each pixel."""
-    errors = np.square(art[:, :, None] - palette.astype(np.float32)).sum(-1)
-    return float(errors.min(-1).sum()), errors.argmin(-1), palette
+def _fit(art: npt.NDArray[np.float32], palettes: Sequence[Palette]) -> tuple[Palette, npt.NDArray[np.intp]]:
+    """The palette that is nearest to the picture as a whole, and the index of each pixel's nearest colour in it.
+
+    Of |a - p|² the part |a|² is the same for all colours and left out. Colours are the rows, so that the least of each
+    pixel is found along memory.
+    """
+    pixels = art.reshape(-1, 3).T
+    errors = []
+    for palette in palettes:
+        colours = palette.astype(np.float32)
+        errors.append((-2 * colours) @ pixels + np.square(colours).sum(-1, keepdims=True))
+    best = int(np.argmin([error.min(0).sum(dtype=np.float64) for error in errors]))
+    return palettes[best], errors[best].argmin(0).reshape(art.shape[:2])
 
 
 def _without_odd_pixels(indices: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     height, width = indices.shape
     framed = np.pad(indices, 1, mode="constant", constant_values=-1)
-    around = np.stack(
-        [framed[y : y + height, x : x + width] for y in range(3) for x in range(3) if (y, x) != (1, 1)], axis=-1
-    )
-    votes = (around[..., :, None] == around[..., None, :]).sum(-1) * (around >= 0)
-    common = np.take_along_axis(around, votes.argmax(-1)[..., None], -1)[..., 0]
-    return np.where((around == indices[..., None]).any(-1), indices, common)
+    around = np.stack([framed[y : y + height, x : x + width] for y in range(3) for x in range(3) if (y, x) != (1, 1)])
+    odd = (around != indices).all(0)
+    neighbours = around[:, odd]
+    votes = (neighbours[:, None] == neighbours[None]).sum(1) * (neighbours >= 0)
+    cleaned = indices.copy()
+    cleaned[odd] = np.take_along_axis(neighbours, votes.argmax(0)[None], 0)[0]
+    return cleaned

@@ -13,17 +13,19 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import anyio
 import anyio.to_thread
 
-from compliance.errors import BrokenRender, ComplianceError, PictureRefused
+from compliance.errors import BrokenRender, ComplianceError, LogoRefused, PictureRefused
+from compliance.logo import read_logo
 from compliance.picture import Blocked, Raw, Reviewed, Signed, decode
 from compliance.review import Context, judged
 from compliance.verdict import Verdict
 from gateway.core import prompts
 from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readiness, StoredPicture
-from gateway.core.polishing import Finished, Polisher, timed
+from gateway.core.polishing import Finished, Material, Polisher, timed
 from gateway.core.ports import Compliance, Storage
 from gateway.errors import FinishingFailed
 
@@ -114,16 +116,19 @@ class Finisher:
         if not looked:
             raise DrawAgain("raw_picture_lost", "the worker drew nothing")
         minors = next((each.verdict for each in looked if each.verdict.minors), None)
+        material = await self._material(job)
         reviews: list[PictureReview] = []
         finished: list[Finished] = []
         for each in looked:
             passed = judged(each.raw, each.verdict)
             if minors is None and isinstance(passed, Reviewed):
                 reviews.append(await self._keep(job, each, "master", timings))
-                finished.append(await self._polish(job, each.drawn, passed, timings))
+                finished.append(await self._polish(job, each.drawn, passed, material, timings))
             else:
                 kept = await self._keep(job, each, "quarantine", timings)
-                reviews.append(kept if minors else await self._with_copy(job, kept, each.drawn, passed, timings))
+                reviews.append(
+                    kept if minors else await self._with_copy(job, kept, each.drawn, passed, material, timings)
+                )
         pictures = [picture for each in finished for picture in await self._publish(job, each, timings)]
         safe = next((review.verdict for review in reviews if review.verdict.safe and finished), None)
         return Outcome(
@@ -147,6 +152,7 @@ class Finisher:
         drawn = {picture.index: picture for picture in job.drawn.pictures}
         reviews: list[PictureReview] = []
         finished: list[Finished] = []
+        material = await self._material(job)
         for review in job.outcome.each:
             if review.index not in job.release.indexes or review.verdict.safe:
                 reviews.append(review)
@@ -159,7 +165,7 @@ class Finisher:
             await record(review.index, each.verdict, raw.sha256)
             reviews.append(await self._keep(job, each, "master", timings))
             reviewed = Reviewed(pixels=raw.pixels, verdict=each.verdict)
-            finished.append(await self._polish(job, each.drawn, reviewed, timings))
+            finished.append(await self._polish(job, each.drawn, reviewed, material, timings))
         fresh = [picture for each in finished for picture in await self._publish(job, each, timings)]
         pictures = sorted((*job.outcome.pictures, *fresh), key=lambda picture: (picture.index, picture.type))
         return replace(
@@ -236,22 +242,45 @@ class Finisher:
         return PictureReview(index=looked.drawn.index, verdict=looked.verdict, key=key)
 
     async def _with_copy(
-        self, job: Job, review: PictureReview, drawn: RawPicture, blocked: Reviewed | Blocked, timings: dict[str, float]
+        self,
+        job: Job,
+        review: PictureReview,
+        drawn: RawPicture,
+        blocked: Reviewed | Blocked,
+        material: Material,
+        timings: dict[str, float],
     ) -> PictureReview:
         """With the signed copy of a blocked picture, where anybody may ever see it."""
         if not isinstance(blocked, Blocked) or not blocked.verdict.releasable:
             return review
-        finished = await self._polish(job, drawn, blocked, timings)
+        finished = await self._polish(job, drawn, blocked, material, timings)
         return replace(review, unsafe=await self._store(job, drawn, "unsafe", finished.signed, timings))
 
     async def _polish(
-        self, job: Job, drawn: RawPicture, passed: Reviewed | Blocked, timings: dict[str, float]
+        self,
+        job: Job,
+        drawn: RawPicture,
+        passed: Reviewed | Blocked,
+        material: Material,
+        timings: dict[str, float],
     ) -> Finished:
         """Mark, encode and sign. CPU work: runs in a thread."""
+        polish = partial(self._polisher.polish, job, drawn, passed, material, timings)
         with _translated():
-            return await anyio.to_thread.run_sync(
-                self._polisher.polish, job, drawn, passed, timings, abandon_on_cancel=False, limiter=self._limiter
-            )
+            return await anyio.to_thread.run_sync(polish, limiter=self._limiter)
+
+    async def _material(self, job: Job) -> Material:
+        """What the caller sent beside the prompt, as it was kept."""
+        asked = job.delivery.watermark
+        if asked is None:
+            return Material()
+        data = await self._storage.read(asked.key)
+        if data is None:
+            raise FinishingFailed("watermark_lost", "the logo is not in the storage", retryable=False)
+        try:
+            return Material(logo=await anyio.to_thread.run_sync(read_logo, data, limiter=self._limiter))
+        except LogoRefused as exc:
+            raise FinishingFailed("watermark_lost", "the logo is damaged", retryable=False) from exc
 
     def _check_ready(self) -> None:
         if not self._readiness.ready:

@@ -125,7 +125,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Watermark:
-    """A visible mark that the caller wants on the picture, its file kept in private.
+    """A visible mark that the caller wants on the picture, its file (an RGBA PNG) kept in private.
 
     ``scale`` is percent of the picture's width, ``opacity`` percent, ``rotation`` degrees clockwise, paddings pixels
     from the edges that ``position`` names (resolutions I46, I47).

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from compliance import watermark
 from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
-from compliance.picture import Blocked, Reviewed, Signed
+from compliance.logo import Logo, badge
+from compliance.picture import Blocked, Marked, Reviewed, Signed
 from compliance.sign import Claims, Provenance, Signer
+from compliance.watermark import Placement, Position, VisibleMark, beside, mark, mark_blocked
 from gateway.core.images import Credentials, Job, RawPicture
 
 
@@ -24,23 +25,40 @@ class Finished:
     thumb: Signed
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """What finishing a job needs beside its pictures."""
+
+    logo: Logo | None = None
+
+
+#: The built-in badge, as wide as it must be to be read on a small screen.
+BADGE_SCALE = 6
+
+
 class Polisher:
     """Makes a reviewed picture what the caller asked for. One object serves all threads."""
 
-    def __init__(self, *, signer: Signer, defaults: Credentials, now: Callable[[], float]) -> None:
+    def __init__(
+        self, *, signer: Signer, defaults: Credentials, now: Callable[[], float], badge_at: Position | None = None
+    ) -> None:
+        """``badge_at`` puts the badge "AI" on every picture; a caller's logo in the same place moves it beside."""
         self._signer = signer
         self._defaults = defaults
+        self._badge_at = badge_at
         self._now = now
 
     def probe(self) -> None:
         """Raises `compliance.errors.ComplianceError` when what it signs would be trusted by nobody."""
         self._signer.probe()
 
-    def polish(self, job: Job, drawn: RawPicture, passed: Reviewed | Blocked, timings: dict[str, float]) -> Finished:
+    def polish(
+        self, job: Job, drawn: RawPicture, passed: Reviewed | Blocked, material: Material, timings: dict[str, float]
+    ) -> Finished:
         """The picture and its thumbnail. Raises `compliance.errors.ComplianceError`."""
         delivery = job.delivery
         with timed(timings, "mark"):
-            marked = watermark.mark_blocked(passed) if isinstance(passed, Blocked) else watermark.mark(passed)
+            marked = self._marked(passed, self._visible(job, material))
         with timed(timings, "encode"):
             options = EncodeOptions(format=delivery.format, quality=delivery.quality, lossless=delivery.lossless)  # type: ignore[arg-type]
             encoded = encode(marked, options)
@@ -50,6 +68,29 @@ class Polisher:
             signed = self._signer.sign(encoded, provenance)
             thumb = self._signer.sign(small, provenance, parent=signed)
         return Finished(drawn=drawn, signed=signed, thumb=thumb)
+
+    def _marked(self, passed: Reviewed | Blocked, marks: list[VisibleMark]) -> Marked:
+        return mark_blocked(passed, marks) if isinstance(passed, Blocked) else mark(passed, marks)
+
+    def _visible(self, job: Job, material: Material) -> list[VisibleMark]:
+        marks = []
+        asked = job.delivery.watermark
+        if asked is not None:
+            assert material.logo is not None
+            placement = Placement(
+                position=asked.position,  # type: ignore[arg-type]
+                scale=asked.scale,
+                opacity=asked.opacity,
+                rotation=asked.rotation,
+                padding_x=asked.padding_x,
+                padding_y=asked.padding_y,
+            )
+            marks.append(VisibleMark(logo=material.logo, placement=placement, what="Visible mark of the requester"))
+        if self._badge_at is not None:
+            taken = asked is not None and asked.opacity > 0 and asked.position == self._badge_at
+            place = Placement(position=beside(self._badge_at) if taken else self._badge_at, scale=BADGE_SCALE)
+            marks.append(VisibleMark(logo=badge(), placement=place, what='The badge "AI"'))
+        return marks
 
     def _provenance(self, job: Job) -> Provenance:
         asked, defaults = job.delivery.credentials, self._defaults

@@ -15,7 +15,6 @@ import structlog
 from compliance.errors import ReviewUnavailable
 from compliance.picture import decode
 from compliance.review import Context
-from compliance.verdict import Verdict
 from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
 from gateway.core.appeals import Appeals
@@ -36,6 +35,7 @@ from gateway.core.images import (
     State,
     StoredPicture,
 )
+from gateway.core.logos import GivenLogo, LogoDesk
 from gateway.core.ports import Backend, Compliance, Jobs, Storage
 from gateway.core.references import GivenReference, clean
 from gateway.core.safeguard import Safeguard
@@ -87,6 +87,7 @@ class Wish:
     guidance: float | None = None
     n: int = 1
     references: tuple[GivenReference, ...] = ()
+    logo: GivenLogo | None = None
     notices: tuple[Notice, ...] = ()
 
 
@@ -107,6 +108,7 @@ class GenerationService:
         compliance: Compliance,
         finisher: Finisher,
         advancer: Advancer,
+        logos: LogoDesk,
         appeals: Appeals,
         deletion: Deletion,
         safeguard: Safeguard,
@@ -121,6 +123,7 @@ class GenerationService:
         self._compliance = compliance
         self._finisher = finisher
         self._advancer = advancer
+        self._logos = logos
         self._appeals = appeals
         self._deletion = deletion
         self._safeguard = safeguard
@@ -133,12 +136,17 @@ class GenerationService:
     async def submit(self, caller: Caller, wish: Wish) -> Job:
         """Accept a job: gate, compose, write it down, hand it over.
 
-        Raises `PromptBlocked`; `InvalidField` for a reference that is no picture, and `ReferenceBlocked`;
+        Raises `PromptBlocked`; `InvalidField` for a reference or a logo that is no picture, and `ReferenceBlocked`;
         `ComplianceUnavailable`; `StorageUnavailable`; `BackendUnavailable` or `BackendRefused` when the backend did not
         take it, and then the job has ended as failed and costs nothing.
         """
         drawing, delivery = self._compose(wish), replace(wish.delivery, tier=caller.tier)
         await self._refuse(caller, wish, drawing, delivery)
+        if wish.logo is not None:
+            watermark = await self._logos.take(
+                caller, wish.logo, delivery, surface=wish.surface, request_id=wish.request_id
+            )
+            delivery = replace(delivery, watermark=watermark)
         gen_id = self._new_id()
         drawing = replace(drawing, references=await self._take_in(caller, gen_id, wish, delivery))
         now = self._now()
@@ -266,7 +274,7 @@ class GenerationService:
                     positive=context.positive,
                     negative=context.negative,
                 )
-                raise PromptBlocked(verdict.codes, verdict.categories, _classes(verdict))
+                raise PromptBlocked(verdict.codes, verdict.categories, verdict.classes)
 
     async def _take_in(self, caller: Caller, gen_id: str, wish: Wish, delivery: Delivery) -> tuple[Reference, ...]:
         """Written before the row is: after a crash between the two they are swept up with the raw pictures."""
@@ -287,7 +295,7 @@ class GenerationService:
                     index=index,
                     sha256=one.sha256,
                 )
-                raise ReferenceBlocked(verdict.codes, verdict.categories, _classes(verdict))
+                raise ReferenceBlocked(verdict.codes, verdict.categories, verdict.classes)
         kept = []
         for index, one in enumerate(cleaned):
             key = reference_key(gen_id, index)
@@ -359,8 +367,3 @@ def _translated() -> Iterator[None]:
         yield
     except ReviewUnavailable as exc:
         raise ComplianceUnavailable from exc
-
-
-def _classes(verdict: Verdict) -> tuple[str, ...]:
-    """The classes of the rules that blocked, in their order."""
-    return tuple(dict.fromkeys(reason.category for reason in verdict.reasons if reason.action == "block"))

@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw
 
 from compliance.verify import verify
 from gateway.app import signing_credentials
-from gateway.core import access
+from gateway.core import access, advance
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
+from gateway.core.finishing import Finisher
 from gateway.jobs.appeals import SqlAppeals
 from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
@@ -262,6 +263,30 @@ async def test_an_appeal_brings_a_blocked_picture_to_its_owner_when_a_person_say
     assert links[1].entry.body["reasons"][0]["rule"] == "blue"
 
 
+async def test_what_a_person_let_go_outlives_more_faults_than_a_fresh_job_would(colours, monkeypatch):
+    gateway = await colours("blue")
+    job = await gateway.call("generate", prompt="a house", compliance_ruleset="colours")
+    await gateway.ended(job["id"])
+    filed = await gateway.call("appeal", id=job["id"], reason="It is only the sea.")
+    tries, release = [], Finisher.release
+
+    async def stumbling(self, job, record):
+        tries.append(job.tries)
+        if len(tries) <= 4:
+            raise RuntimeError("nobody foresaw this")
+        return await release(self, job, record)
+
+    monkeypatch.setattr(advance, "MAX_STUMBLES", 2)
+    monkeypatch.setattr(Finisher, "release", stumbling)
+    async with appeals_of(gateway) as appeals:
+        await appeals.release(filed["appeal"]["id"], "kim", "It is the sea.")
+    with anyio.fail_after(30):
+        while "meta" not in (after := await gateway.call("status", id=job["id"])):
+            assert after["status"] in {"IN_PROGRESS", "COMPLETED"}, after
+            await anyio.sleep(0.05)
+    assert tries == [0, 1, 2, 3, 4] and after["compliance"] == "safe"
+
+
 async def test_an_upheld_picture_stays_where_it_is(colours):
     gateway = await colours("blue")
     job = await gateway.call("generate", prompt="a house", compliance_ruleset="colours")
@@ -295,6 +320,29 @@ async def test_nobody_appeals_for_another_tenant(colours):
     foreign = await key_with(gateway, tenant="other")
     answer = await gateway.post({"action": "appeal", "id": job["id"], "reason": "mine"}, key=foreign)
     assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(("colour", "held"), [("blue", False), ("magenta", True)])
+async def test_a_forbidden_picture_does_not_leave_as_a_logo(colours, colour, held):
+    gateway = await colours("red")
+    secret = await key_with(gateway)
+    logo = io.BytesIO()
+    picture = Image.new("RGB", (40, 20), colour)
+    picture.paste("white", (20, 0, 40, 20))
+    picture.save(logo, "PNG")
+    given = f"data:image/png;base64,{base64.b64encode(logo.getvalue()).decode()}"
+    body = {"action": "generate", "prompt": "a house", "wm_image": given, "compliance_ruleset": "colours"}
+    answer = await gateway.post(body, key=secret)
+    assert (answer.status_code, answer.json()["error"]) == (400, "Watermark image blocked")
+    assert answer.json()["filter_categories"] and not gateway.runpod.submitted
+    assert not list((gateway.settings.data / "pictures").rglob("*.png"))
+    with anyio.fail_after(20):
+        while held and (await gateway.post({"action": "models"}, key=secret)).status_code == 200:
+            await anyio.sleep(0.1)
+    database = Database(gateway.settings.database())
+    async with database.open():
+        links = await SqlAudit(database).after(0, 9)
+    assert links[0].entry.kind == "upload_refused"
 
 
 async def test_a_refused_prompt_is_in_the_audit_without_its_words(gateway):

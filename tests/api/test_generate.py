@@ -135,7 +135,6 @@ async def test_every_valid_size_is_drawn(gateway, size):
         ),
         pytest.param({"style": None, "width": None, "optimize": None}, {"width": 1344}, None, id="null-is-not-given"),
         pytest.param({"wm_position": "left"}, {}, "wm_position", id="watermark-position"),
-        pytest.param({"wm_image": "data:image/png;base64,AAAA"}, {}, "wm_image", id="watermark-has-no-effect-yet"),
         pytest.param({"optimize": True}, {"optimized": False}, "optimize", id="optimize-has-no-effect-yet"),
         pytest.param({"use_cache": True}, {}, "use_cache", id="cache-has-no-effect-yet"),
     ],

@@ -118,6 +118,7 @@ async def test_a_job_that_was_deleted_while_it_was_read_is_not_shown_nor_remembe
         compliance=nobody,
         finisher=nobody,
         advancer=nobody,
+        logos=nobody,
         appeals=world.appeals(),
         deletion=world.replica(),
         safeguard=nobody,

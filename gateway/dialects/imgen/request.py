@@ -13,6 +13,7 @@ from typing import Any
 from gateway.core import prompts
 from gateway.core.catalog import Catalog
 from gateway.core.images import Credentials, Delivery, Notice
+from gateway.core.logos import MOST_BYTES, POSITIONS, GivenLogo
 from gateway.core.references import GivenReference
 from gateway.core.service import SEEDS, Wish
 from gateway.dialects.fields import Fields
@@ -23,7 +24,6 @@ PRECOMPLIANCE_LIMIT = 2000
 SIZES = ((1024, 1024), (1344, 768), (768, 1344), (1216, 832), (832, 1216), (1152, 896), (896, 1152))
 DEFAULT_SIZE = (1344, 768)
 FORMATS = ("jpeg", "png", "webp", "avif")
-POSITIONS = ("top-left", "top-right", "center", "bottom-left", "bottom-right")
 #: Pictures of one job, as the worker's contract has it.
 MAX_PICTURES = 8
 #: Reference pictures of one job: what a request's body can carry.
@@ -33,7 +33,7 @@ ROLES = ("init", "guide")
 MAX_STRAY = 8
 
 _RUN = re.compile(r"run_[A-Za-z0-9_-]{1,128}")
-_DATA_URI = re.compile(r"data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:(image/[a-z0-9.+-]{1,64});base64,", re.IGNORECASE)
 _CACHE = re.compile(r"cache_[0-9a-f]{32}")
 
 
@@ -88,6 +88,7 @@ class RequestReader:
             guidance=fields.decimal("guidance", 0.0, 30.0),
             n=n,
             references=_references(fields),
+            logo=_logo(fields),
         )
         _without_effect(fields)
         return replace(wish, notices=tuple(fields.notices))
@@ -191,32 +192,66 @@ def _strength(one: Fields) -> float:
 
 
 def _picture(one: Fields) -> bytes:
-    text = one.text("image")
-    start = _DATA_URI.match(text)
     try:
-        if start is None:
+        mime, data = _data_uri(one.text("image"))
+        if mime not in ("image/png", "image/jpeg", "image/webp"):
             raise ValueError
-        return base64.b64decode(text[start.end() :], validate=True)
-    except (ValueError, binascii.Error) as exc:
+    except ValueError as exc:
         raise InvalidField(
             "references", "an image is no data URI", fix='Send "image" as data:image/png;base64,… (or jpeg, webp).'
         ) from exc
+    return data
+
+
+def _logo(fields: Fields) -> GivenLogo | None:
+    """The visible mark of the caller and its place (resolutions I11, I46, I47); None when none was sent."""
+    position = fields.choice("wm_position", POSITIONS, "bottom-right")
+    scale = _whole(fields, "wm_scale", 1, 100, 5)
+    opacity = _whole(fields, "wm_transparency", 0, 100, 100)
+    rotation = _whole(fields, "wm_rotation", -360, 360, 0)
+    padding_x = _whole(fields, "wm_padding_x", 0, 500, 10)
+    padding_y = _whole(fields, "wm_padding_y", 0, 500, 10)
+    text = fields.text("wm_image").strip()
+    if not text:
+        return None
+    if len(text) > 4 * (MOST_BYTES // 3 + 1) + 100:
+        raise InvalidField("wm_image", "is too large", fix=f"Send a picture of {MOST_BYTES} bytes at most.")
+    try:
+        mime, data = _data_uri(text)
+    except ValueError as exc:
+        raise InvalidField(
+            "wm_image", "is no base64 data URI", fix="Send it as data:image/png;base64,… (or jpeg, webp)."
+        ) from exc
+    return GivenLogo(
+        data=data,
+        mime=mime,
+        position=position,
+        scale=scale,
+        opacity=opacity,
+        rotation=rotation,
+        padding_x=padding_x,
+        padding_y=padding_y,
+    )
+
+
+def _data_uri(text: str) -> tuple[str, bytes]:
+    """Media type and bytes. Raises ValueError."""
+    start = _DATA_URI.match(text)
+    if start is None:
+        raise ValueError("not a data URI")
+    mime = start[1].lower()
+    return "image/jpeg" if mime == "image/jpg" else mime, base64.b64decode(text[start.end() :], validate=True)
+
+
+def _whole(fields: Fields, name: str, least: int, most: int, default: int) -> int:
+    number = fields.integer(name, least, most)
+    return default if number is None else number
 
 
 def _without_effect(fields: Fields) -> None:
     """Fields whose feature this version lacks: checked like all others, then answered with a warning."""
     fields.integer("cache_pick", 1, 10, default=5)
-    fields.choice("wm_position", POSITIONS, "bottom-right")
-    for name, least, most in (
-        ("wm_scale", 1, 100),
-        ("wm_transparency", 0, 100),
-        ("wm_rotation", -360, 360),
-        ("wm_padding_x", 0, 500),
-        ("wm_padding_y", 0, 500),
-    ):
-        fields.integer(name, least, most)
     asked = [name for name in ("optimize", "use_cache", "cache_force") if fields.flag(name)]
-    asked += ["wm_image"] if fields.text("wm_image") else []
     for name in asked:
         fields.notices.append(Notice(code="no_effect", field=name, given=name, used="not available in this version"))
 
