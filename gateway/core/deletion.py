@@ -131,7 +131,9 @@ class Deletion:
         # Until then a worker can still upload, or a replica that was thought dead may still store: look once more.
         quiet_at = (job.finished_at or job.created_at) + self._policy.upload_ttl
         if job.state is State.CANCELLED and now < quiet_at:
-            await self._withdraw(job)
+            # Best effort, and never so long that the lease runs out over it.
+            with anyio.move_on_after(self._policy.lease / 3):
+                await self._withdraw(job)
         if not await self._store.renew(job.gen_id, lease=lease, until=self._now() + self._policy.lease):
             return
         await self._audit.purged(job, kept=kept)

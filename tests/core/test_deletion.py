@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 import pytest
 
 from compliance.verdict import Verdict
@@ -78,6 +79,20 @@ async def test_an_open_job_is_cancelled_by_it_and_the_backend_is_told(world: Wor
     await world.replica().sweep()
     assert world.withdrawn == [new.gen_id]
     assert world.files(new) == set()
+
+
+async def test_a_backend_that_does_not_answer_holds_up_nothing(world: World) -> None:
+    new = await world.add(job(state=State.RUNNING, backend_id="b-1"))
+    replica = world.replica(lease=0.1)
+    await replica.delete(OWNER, new)
+
+    async def hanging(job: Job) -> None:
+        await anyio.sleep_forever()
+
+    replica._withdraw = hanging
+    await replica.sweep()
+    assert world.files(new) == set()
+    assert await world.history(new) == ["deleted", "purged"]
 
 
 async def test_a_job_that_is_being_finished_is_purged_when_it_has_ended(world: World) -> None:
