@@ -29,7 +29,9 @@ EVIDENCE = "quarantine"
 #: Jobs that one look takes, and how many of them are purged at the same time.
 BATCH = 32
 AT_ONCE = 4
-#: Seconds: the longest back-off, and a time that never comes (the end of the year 9999).
+#: Seconds: the least time until a purged job is looked at once more, the longest back-off, and a time that never comes
+#: (the end of the year 9999).
+LOOK_AGAIN = 30.0
 LONGEST_BACK_OFF = 300.0
 NEVER = 253402300799.0
 _DAY = 86400.0
@@ -128,7 +130,8 @@ class Deletion:
             await self._records.purge(job.gen_id)
         await self._appeals.forget(job.gen_id, keep_words=evidence, now=self._now())
         now = self._now()
-        # Until then a worker can still upload, or a replica that was thought dead may still store: look once more.
+        # Until then a worker can still upload, or a replica that was thought dead may still store: look again, at
+        # growing intervals.
         quiet_at = (job.finished_at or job.created_at) + self._policy.upload_ttl
         if job.state is State.CANCELLED and now < quiet_at:
             # Best effort, and never so long that the lease runs out over it.
@@ -139,7 +142,8 @@ class Deletion:
         await self._audit.purged(job, kept=kept)
         left = job if evidence else bare(job)
         if now < quiet_at:
-            await self._store.put_away(left, lease=lease, purged_at=None, next_at=quiet_at)
+            pause = max(LOOK_AGAIN, now - (job.deleted_at or now))
+            await self._store.put_away(left, lease=lease, purged_at=None, next_at=min(now + pause, quiet_at))
         else:
             await self._store.put_away(left, lease=lease, purged_at=now, next_at=NEVER)
         log.info("job purged", job=job.gen_id, kept=kept)

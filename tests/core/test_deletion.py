@@ -13,7 +13,7 @@ import pytest
 from compliance.verdict import Verdict
 from gateway.core.advance import Policy
 from gateway.core.appeals import Appeals
-from gateway.core.deletion import FOLDERS, LONGEST_BACK_OFF, bare, order_purge
+from gateway.core.deletion import FOLDERS, LONGEST_BACK_OFF, LOOK_AGAIN, bare, order_purge
 from gateway.core.images import Caller, Job, Release, State
 from gateway.core.service import GenerationService
 from gateway.errors import AppealDecided, InvalidField, JobNotFound
@@ -43,7 +43,7 @@ async def test_a_deleted_job_is_gone_at_once_and_its_files_at_the_next_look(worl
     assert world.files(new) == set(FOLDERS), "the answer does not wait for them"
     await world.replica().sweep()
     assert world.files(new) == set()
-    assert await world.stored(new) == replace(bare(deleted), next_at=new.finished_at + HOUR)
+    assert await world.stored(new) == replace(bare(deleted), next_at=5000.5 + LOOK_AGAIN)
     assert world.files(other) == set(FOLDERS)
     assert world.records.kept == {other.gen_id}
     assert await world.history(new) == ["verdict", "verdict", "deleted", "purged"]
@@ -52,7 +52,7 @@ async def test_a_deleted_job_is_gone_at_once_and_its_files_at_the_next_look(worl
     assert world.withdrawn == []
 
 
-async def test_what_comes_late_is_purged_once_more_and_then_it_is_over(world: World) -> None:
+async def test_what_comes_late_is_purged_until_nothing_can_come_any_more(world: World) -> None:
     new = await world.add(reviewed(SAFE, finished_at=5000.0))
     await world.replica().delete(OWNER, new)
     await world.replica().sweep()
@@ -60,12 +60,18 @@ async def test_what_comes_late_is_purged_once_more_and_then_it_is_over(world: Wo
     late = world.root / "raw" / new.gen_id / "0" / "0.png"
     late.parent.mkdir(parents=True)
     late.write_bytes(b"a worker that had not heard of it")
-    world.desk.now = 5000.0 + HOUR - 1
+    world.desk.now = 5000.5 + LOOK_AGAIN - 1
     await world.replica().sweep()
     assert late.exists()
-    world.desk.now = 5000.0 + HOUR
-    await world.replica().sweep()
-    assert world.files(new) == set()
+    looks = []
+    while await world.purged_at(new) is None:
+        world.desk.now = (await world.stored(new)).next_at
+        looks.append(world.desk.now - 5000.5)
+        late.parent.mkdir(parents=True, exist_ok=True)
+        late.write_bytes(b"a worker that had not heard of it")
+        await world.replica().sweep()
+        assert world.files(new) == set()
+    assert looks == [30, 60, 120, 240, 480, 960, 1920, HOUR - 0.5]
     assert await world.purged_at(new) == 5000.0 + HOUR
     world.desk.now += 9e8
     await world.replica(retention_days=1).sweep()
