@@ -35,14 +35,16 @@ from gateway.acs.local import LocalCompliance
 from gateway.acs.remote import RemoteCompliance
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
-from gateway.core.advance import Advancer, Policy, withdraw
+from gateway.core.advance import Advancer, Policy, let_go, withdraw
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
 from gateway.core.catalog import load
+from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
+from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
 from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
@@ -58,9 +60,11 @@ from gateway.errors import (
 from gateway.jobs.appeals import SqlAppeals
 from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
+from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
+from gateway.jobs.originals import SqlOriginals
 from gateway.jobs.store import SqlJobs
 from gateway.middleware import RequestId
 from gateway.settings import Settings
@@ -125,7 +129,7 @@ def create_app(
         jobs=jobs,
         events=events,
         audit=audit,
-        withdraw=partial(withdraw, backend),
+        withdraw=partial(let_go, backend, storage),
         mode=settings.minors_hold,
         now=time.time,
     )
@@ -141,6 +145,19 @@ def create_app(
         now=time.time,
         webhook=backend.webhook,
     )
+    appeals = SqlAppeals(database)
+    deletion = Deletion(
+        store=SqlDeletions(database),
+        storage=storage,
+        appeals=appeals,
+        audit=audit,
+        withdraw=partial(withdraw, backend),
+        policy=policy,
+        now=time.time,
+    )
+    originals = Originals(
+        store=SqlOriginals(database), storage=storage, appeals=appeals, audit=audit, policy=policy, now=time.time
+    )
     service = GenerationService(
         jobs=jobs,
         backend=backend,
@@ -150,7 +167,8 @@ def create_app(
         finisher=finisher,
         advancer=advancer,
         logos=LogoDesk(storage=storage, compliance=compliance, safeguard=safeguard),
-        appeals=Appeals(store=SqlAppeals(database), jobs=jobs, audit=audit, now=time.time),
+        appeals=Appeals(store=appeals, jobs=jobs, audit=audit, now=time.time),
+        deletion=deletion,
         safeguard=safeguard,
         policy=policy,
         now=time.time,
@@ -176,6 +194,8 @@ def create_app(
             if settings.api_key:
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
+            await stack.enter_async_context(deletion.running())
+            await stack.enter_async_context(originals.running())
             if notifier is not None:
                 await stack.enter_async_context(notifier.open())
                 await stack.enter_async_context(OperatorEvents(events, notifier, now=time.time).running())

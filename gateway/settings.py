@@ -86,6 +86,10 @@ class Settings(BaseModel):
     audit_prompts: bool = Field(False, description="Whether the audit holds prompts, and not only their hashes")
     unsafe_url_ttl: Seconds = Field(300, description="Seconds that the URL of a blocked picture lives")
 
+    retention_days: float = Field(0, ge=0, description="Days after its end that a job is deleted; 0 keeps it for ever")
+    quarantine_days: float = Field(0, ge=0, description="Days that originals of blocked pictures stay; 0: as the job")
+    master_days: float = Field(0, ge=0, description="Days that originals of delivered pictures stay; 0: as the job")
+
     signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
     signing_key: Path | None = Field(None, description="PEM private key (PKCS#8) of the leaf")
     signing_anchors: Path | None = Field(None, description="PEM roots that the chain must lead to")

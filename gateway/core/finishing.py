@@ -220,7 +220,11 @@ class Finisher:
             if len(self._verdicts) > _MOST_VERDICTS:
                 self._verdicts.popitem(last=False)
         await record(drawn.index, verdict, raw.sha256)
-        return Looked(drawn=drawn, raw=raw, verdict=verdict)
+        looked = Looked(drawn=drawn, raw=raw, verdict=verdict)
+        if verdict.minors:
+            # Evidence, whatever becomes of the rest of its job: raw pictures go when it fails.
+            await self._keep(job, looked, "quarantine", timings)
+        return looked
 
     async def _fetch(self, key: str, drawn: RawPicture, timings: dict[str, float]) -> Raw:
         with timed(timings, "fetch"):

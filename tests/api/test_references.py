@@ -10,6 +10,9 @@ import anyio
 import pytest
 from PIL import Image
 
+from tests.api.test_compliance import painted
+from tests.reviewers import SeesColours
+
 pytestmark = pytest.mark.anyio
 
 
@@ -141,3 +144,15 @@ async def gone(gateway) -> None:
     with anyio.fail_after(10):
         while list((gateway.settings.data / "pictures/raw").rglob("*.png")):
             await anyio.sleep(0.02)
+
+
+async def test_the_references_of_a_job_that_a_held_key_had_queued_are_gone_with_it(open_gateway):
+    gateway = await open_gateway(SeesColours())
+    gateway.runpod.held, gateway.runpod.brush = frozenset({1}), painted("magenta")
+    waiting = await gateway.call("generate", prompt="a hill", references=[{"image": RED}])
+    await gateway.call("generate", prompt="a boat")
+    kept = gateway.settings.data / "pictures" / "raw" / waiting["gen_id"]
+    assert kept.exists()
+    with anyio.fail_after(20):
+        while (await gateway.post({"action": "models"})).status_code == 200 or kept.exists():
+            await anyio.sleep(0.05)

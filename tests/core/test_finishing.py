@@ -117,7 +117,7 @@ async def test_a_reviewer_that_has_spoken_is_not_asked_again(make):
     assert list(answers) == []
 
 
-async def test_a_verdict_is_recorded_even_when_the_next_picture_has_none(make):
+async def test_a_verdict_is_recorded_even_when_the_next_picture_has_none(make, tmp_path):
     answers = iter((False, True))
     finisher, storage = await make(SeesColours(), Silent(lambda: next(answers)))
     job = await several_of(storage, "magenta", "red")
@@ -129,6 +129,7 @@ async def test_a_verdict_is_recorded_even_when_the_next_picture_has_none(make):
     with pytest.raises(FinishingFailed):
         await finisher.finish(job, record)
     assert recorded == [(0, True, job.drawn.pictures[0].sha256)]
+    assert {name for name in files_of(tmp_path) if not name.startswith("raw/")} == {f"quarantine/{job.gen_id}/0.png"}
 
 
 async def test_a_ruleset_that_is_gone_means_no_picture(make):
