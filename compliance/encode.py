@@ -13,9 +13,11 @@ from typing import Any, Literal, get_args
 import imagecodecs
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from compliance.errors import EncodingFailed
 from compliance.picture import Edit, Encoded, Marked, Mime
+from compliance.xmp import into_avif
 
 Format = Literal["jpeg", "png", "webp", "avif"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -57,14 +59,14 @@ class EncodeOptions:
 THUMBNAIL_OPTIONS = EncodeOptions(format="jpeg", quality=85)
 
 
-def encode(marked: Marked, options: EncodeOptions) -> Encoded:
-    """The picture in the format that was asked for. Lossless is exact: decoding gives the same pixels.
+def encode(marked: Marked, options: EncodeOptions, xmp: bytes = b"") -> Encoded:
+    """The picture in the format that was asked for, with an XMP packet in it (`xmp.packet`) unless that is empty.
 
-    Raises EncodingFailed when the codec gives up.
+    Lossless is exact: decoding gives the same pixels. Raises EncodingFailed when the codec gives up.
     """
     width, height = marked.pixels.size
     try:
-        data = _ENCODERS[options.format](marked.pixels, options)
+        data = _ENCODERS[options.format](marked.pixels, options, xmp)
     except (OSError, ValueError, RuntimeError, MemoryError) as exc:
         raise EncodingFailed(f"The picture could not be encoded as {options.format}: {exc}.") from exc
     return Encoded(
@@ -89,25 +91,29 @@ def thumbnail(marked: Marked, edge: int = 320) -> Marked:
     return Marked(pixels=small, edits=(*marked.edits, resized), bindings=marked.bindings)
 
 
-def _jpeg(pixels: Image.Image, options: EncodeOptions) -> bytes:
-    return _pillow(pixels, "JPEG", quality=options.quality)
+def _jpeg(pixels: Image.Image, options: EncodeOptions, xmp: bytes) -> bytes:
+    return _pillow(pixels, "JPEG", quality=options.quality, xmp=xmp)
 
 
-def _png(pixels: Image.Image, options: EncodeOptions) -> bytes:
-    return _pillow(pixels, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+def _png(pixels: Image.Image, options: EncodeOptions, xmp: bytes) -> bytes:
+    texts = PngInfo()
+    if xmp:
+        texts.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    return _pillow(pixels, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=texts)
 
 
-def _webp(pixels: Image.Image, options: EncodeOptions) -> bytes:
+def _webp(pixels: Image.Image, options: EncodeOptions, xmp: bytes) -> bytes:
     if options.lossless:
-        return _pillow(pixels, "WEBP", lossless=True, quality=0, method=0)
-    return _pillow(pixels, "WEBP", quality=options.quality, method=2)
+        return _pillow(pixels, "WEBP", lossless=True, quality=0, method=0, xmp=xmp)
+    return _pillow(pixels, "WEBP", quality=options.quality, method=2, xmp=xmp)
 
 
-def _avif(pixels: Image.Image, options: EncodeOptions) -> bytes:
+def _avif(pixels: Image.Image, options: EncodeOptions, xmp: bytes) -> bytes:
     if options.lossless:
         # Pillow's quality 100 with 4:4:4 still changes colours; level 100 here stores RGB itself and is exact.
-        return bytes(imagecodecs.avif_encode(np.asarray(pixels), level=100, speed=AVIF_SPEED, numthreads=1))
-    return _pillow(pixels, "AVIF", quality=options.quality, speed=AVIF_SPEED)
+        data = bytes(imagecodecs.avif_encode(np.asarray(pixels), level=100, speed=AVIF_SPEED, numthreads=1))
+        return into_avif(data, xmp) if xmp else data
+    return _pillow(pixels, "AVIF", quality=options.quality, speed=AVIF_SPEED, xmp=xmp)
 
 
 def _pillow(pixels: Image.Image, name: str, **settings: Any) -> bytes:

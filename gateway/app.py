@@ -272,7 +272,7 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
 def polisher_of(settings: Settings) -> Polisher:
     """What marks, encodes and signs. Raises `SettingsError` when the signing credentials are not usable."""
     return Polisher(
-        signer=Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider),
+        signer=signer_of(settings),
         defaults=Credentials(
             author=settings.author,
             title=settings.title,
@@ -282,6 +282,19 @@ def polisher_of(settings: Settings) -> Polisher:
         ),
         now=time.time,
         badge_at=None if settings.badge == "off" else settings.badge,
+        tell_prompts=settings.embed_prompts,
+    )
+
+
+def signer_of(settings: Settings) -> Signer:
+    """What signs the pictures. Raises `SettingsError` when the signing credentials are not usable."""
+    return Signer(
+        signing_credentials(settings),
+        name="imgen",
+        version=__version__,
+        provider=settings.provider,
+        training=None if settings.training_mining == "off" else settings.training_mining,
+        constraints=settings.training_mining_info,
     )
 
 

@@ -14,17 +14,20 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import anyio
 import anyio.to_thread
 
 from compliance.errors import BrokenRender, ComplianceError, LogoRefused, PictureRefused
-from compliance.logo import read_logo
+from compliance.fingerprint import fingerprint
+from compliance.logo import Logo, read_logo
 from compliance.picture import Blocked, Raw, Reviewed, Signed, decode
 from compliance.review import Context, judged
+from compliance.sign import Source
 from compliance.verdict import Verdict
 from gateway.core import prompts
-from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readiness, StoredPicture
+from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readiness, Reference, StoredPicture
 from gateway.core.polishing import Finished, Material, Polisher, timed
 from gateway.core.ports import Compliance, Storage
 from gateway.errors import FinishingFailed
@@ -67,6 +70,14 @@ def raw_key(job: Job, index: int) -> str:
 def reference_key(gen_id: str, index: int) -> str:
     """Where a reference picture lies as long as its job is open: it goes with the raw pictures."""
     return f"raw/{gen_id}/references/{index}.png"
+
+
+def signed_reference_key(folder: str, gen_id: str, index: int) -> str:
+    """Where a reference picture that came with content credentials lies, as it was sent.
+
+    In ``raw`` as long as its job is open, and in ``quarantine`` as long as a person may let go what was blocked.
+    """
+    return f"{folder}/{gen_id}/references/{index}.signed"
 
 
 class Finisher:
@@ -116,7 +127,9 @@ class Finisher:
         if not looked:
             raise DrawAgain("raw_picture_lost", "the worker drew nothing")
         minors = next((each.verdict for each in looked if each.verdict.minors), None)
-        material = await self._material(job)
+        material = await self._material(job, "raw")
+        if any(not each.verdict.safe and each.verdict.releasable for each in looked):
+            await self._keep_sources(job, material)
         reviews: list[PictureReview] = []
         finished: list[Finished] = []
         for each in looked:
@@ -152,7 +165,7 @@ class Finisher:
         drawn = {picture.index: picture for picture in job.drawn.pictures}
         reviews: list[PictureReview] = []
         finished: list[Finished] = []
-        material = await self._material(job)
+        material = await self._material(job, "quarantine")
         for review in job.outcome.each:
             if review.index not in job.release.indexes or review.verdict.safe:
                 reviews.append(review)
@@ -187,7 +200,7 @@ class Finisher:
         await self._storage.purge(raw_prefix(job))
         await self._storage.purge(f"out/{job.gen_id}", keep=frozenset(picture.key for picture in outcome.pictures))
         await self._storage.purge(f"master/{job.gen_id}", keep=originals)
-        await self._storage.purge(f"quarantine/{job.gen_id}", keep=originals)
+        await self._storage.purge(f"quarantine/{job.gen_id}", keep=originals | _kept_sources(job, outcome))
         copies = frozenset(review.unsafe.key for review in outcome.reviews if review.unsafe)
         await self._storage.purge(f"unsafe/{job.gen_id}", keep=copies)
 
@@ -269,18 +282,41 @@ class Finisher:
         with _translated():
             return await anyio.to_thread.run_sync(polish, limiter=self._limiter)
 
-    async def _material(self, job: Job) -> Material:
-        """What the caller sent beside the prompt, as it was kept."""
+    async def _material(self, job: Job, folder: str) -> Material:
+        """What the caller sent beside the prompt, as it was kept; references with credentials lie in ``folder``."""
+        return Material(logo=await self._logo(job), sources=await self._sources(job, folder))
+
+    async def _logo(self, job: Job) -> Logo | None:
         asked = job.delivery.watermark
         if asked is None:
-            return Material()
+            return None
         data = await self._storage.read(asked.key)
         if data is None:
             raise FinishingFailed("watermark_lost", "the logo is not in the storage", retryable=False)
         try:
-            return Material(logo=await anyio.to_thread.run_sync(read_logo, data, limiter=self._limiter))
+            return await anyio.to_thread.run_sync(read_logo, data, limiter=self._limiter)
         except LogoRefused as exc:
             raise FinishingFailed("watermark_lost", "the logo is damaged", retryable=False) from exc
+
+    async def _sources(self, job: Job, folder: str) -> tuple[Source, ...]:
+        """The references that had an effect. One whose file is gone is still known by its hash."""
+        sources = []
+        for index, reference in _used(job):
+            data = None
+            if reference.signed:
+                data = await self._storage.read(signed_reference_key(folder, job.gen_id, index))
+            role: Literal["init", "guide"] = "guide" if reference.role == "guide" else "init"
+            sha256 = reference.sent_sha256 or reference.sha256
+            if data is not None and fingerprint(data) != sha256:
+                raise FinishingFailed("reference_lost", "a reference is not the one that was sent", retryable=False)
+            sources.append(Source(role=role, sha256=sha256, data=data or b""))
+        return tuple(sources)
+
+    async def _keep_sources(self, job: Job, material: Material) -> None:
+        """For the day when a person lets go what was blocked: the raw files are gone by then."""
+        for (index, _), source in zip(_used(job), material.sources, strict=True):
+            if source.data:
+                await self._storage.keep(signed_reference_key("quarantine", job.gen_id, index), source.data)
 
     def _check_ready(self) -> None:
         if not self._readiness.ready:
@@ -314,6 +350,20 @@ class Finisher:
             height=signed.height,
             label=signed.label,
         )
+
+
+def _used(job: Job) -> list[tuple[int, Reference]]:
+    """The references that had an effect, with their index. The worker says how many; those to begin with come first."""
+    assert job.drawn is not None
+    given = sorted(enumerate(job.drawing.references), key=lambda each: each[1].role == "guide")
+    return given[: job.drawn.references]
+
+
+def _kept_sources(job: Job, outcome: Outcome) -> frozenset[str]:
+    """What `Finisher.release` will need of the references, if anything can still be let go."""
+    if not any(not review.verdict.safe and review.verdict.releasable for review in outcome.each):
+        return frozenset()
+    return frozenset(signed_reference_key("quarantine", job.gen_id, index) for index, _ in _used(job))
 
 
 @contextmanager

@@ -90,12 +90,17 @@ class Reference:
 
     As ``init`` the drawing starts from it and goes ``strength`` (0..1) of the way away from it; as ``guide`` the model
     looks at it with that strength, where it can.
+
+    ``sent_sha256`` is of the file as the caller sent it, empty in rows of before it was kept. ``signed`` says that the
+    file came with content credentials, and is kept too until the job is settled.
     """
 
     key: str
     sha256: str
     role: str = "init"
     strength: float = 0.6
+    sent_sha256: str = ""
+    signed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
 from compliance.logo import Logo, badge
 from compliance.picture import Blocked, Marked, Reviewed, Signed
-from compliance.sign import Claims, Provenance, Signer
+from compliance.sign import Claims, Provenance, Signer, Source
 from compliance.watermark import Placement, Position, VisibleMark, beside, mark, mark_blocked
 from gateway.core.images import Credentials, Job, RawPicture
 
@@ -30,6 +30,8 @@ class Material:
     """What finishing a job needs beside its pictures."""
 
     logo: Logo | None = None
+    #: The reference pictures that had an effect.
+    sources: tuple[Source, ...] = ()
 
 
 #: The built-in badge, as wide as it must be to be read on a small screen.
@@ -40,12 +42,22 @@ class Polisher:
     """Makes a reviewed picture what the caller asked for. One object serves all threads."""
 
     def __init__(
-        self, *, signer: Signer, defaults: Credentials, now: Callable[[], float], badge_at: Position | None = None
+        self,
+        *,
+        signer: Signer,
+        defaults: Credentials,
+        now: Callable[[], float],
+        badge_at: Position | None = None,
+        tell_prompts: bool = False,
     ) -> None:
-        """``badge_at`` puts the badge "AI" on every picture; a caller's logo in the same place moves it beside."""
+        """``badge_at`` puts the badge "AI" on every picture; a caller's logo in the same place moves it beside.
+
+        ``tell_prompts`` writes the prompt into the picture's XMP, for everybody who gets the picture.
+        """
         self._signer = signer
         self._defaults = defaults
         self._badge_at = badge_at
+        self._tell_prompts = tell_prompts
         self._now = now
 
     def probe(self) -> None:
@@ -61,10 +73,11 @@ class Polisher:
             marked = self._marked(passed, self._visible(job, material))
         with timed(timings, "encode"):
             options = EncodeOptions(format=delivery.format, quality=delivery.quality, lossless=delivery.lossless)  # type: ignore[arg-type]
-            encoded = encode(marked, options)
-            small = encode(thumbnail(marked), THUMBNAIL_OPTIONS)
+            provenance = self._provenance(job, material)
+            xmp = self._signer.xmp(provenance)
+            encoded = encode(marked, options, xmp)
+            small = encode(thumbnail(marked), THUMBNAIL_OPTIONS, xmp)
         with timed(timings, "sign"):
-            provenance = self._provenance(job)
             signed = self._signer.sign(encoded, provenance)
             thumb = self._signer.sign(small, provenance, parent=signed)
         return Finished(drawn=drawn, signed=signed, thumb=thumb)
@@ -92,7 +105,7 @@ class Polisher:
             marks.append(VisibleMark(logo=badge(), placement=place, what='The badge "AI"'))
         return marks
 
-    def _provenance(self, job: Job) -> Provenance:
+    def _provenance(self, job: Job, material: Material) -> Provenance:
         asked, defaults = job.delivery.credentials, self._defaults
         return Provenance(
             gen_id=job.gen_id,
@@ -105,6 +118,8 @@ class Polisher:
                 organization=asked.organization or defaults.organization,
                 vendor=asked.vendor or defaults.vendor,
             ),
+            sources=material.sources,
+            prompt=job.drawing.prompt if self._tell_prompts else "",
         )
 
 

@@ -20,7 +20,7 @@ from gateway.core.advance import Advancer, Policy
 from gateway.core.appeals import Appeals
 from gateway.core.catalog import Catalog, worn
 from gateway.core.deletion import Deletion
-from gateway.core.finishing import Finisher, reference_key
+from gateway.core.finishing import Finisher, reference_key, signed_reference_key
 from gateway.core.images import (
     Appeal,
     Caller,
@@ -300,7 +300,18 @@ class GenerationService:
         for index, one in enumerate(cleaned):
             key = reference_key(gen_id, index)
             await self._storage.keep(key, one.data)
-            kept.append(Reference(key=key, sha256=one.sha256, role=one.role, strength=one.strength))
+            if one.signed:
+                await self._storage.keep(signed_reference_key("raw", gen_id, index), one.sent)
+            kept.append(
+                Reference(
+                    key=key,
+                    sha256=one.sha256,
+                    role=one.role,
+                    strength=one.strength,
+                    sent_sha256=one.sent_sha256,
+                    signed=one.signed,
+                )
+            )
         return tuple(kept)
 
     async def _find(self, surface: str, public_id: str) -> Job | None:
