@@ -26,6 +26,7 @@ from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
 from compliance.review import Reviewer
+from compliance.pixelmark import ALGORITHM, PixelMark
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
 from compliance.sign import Signer
@@ -65,6 +66,7 @@ from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
 from gateway.jobs.originals import SqlOriginals
+from gateway.jobs.records import SqlRecords
 from gateway.jobs.store import SqlJobs
 from gateway.middleware import RequestId
 from gateway.settings import Settings
@@ -110,11 +112,15 @@ def create_app(
         transport=backend_transport,
     )
     compliance = compliance_of(settings, reviewers)
+    records = SqlRecords(database)
+    pixel_mark = PixelMark(mark_secret(settings, secret)) if settings.pixel_mark else None
     finisher = Finisher(
         storage=storage,
+        records=records,
         compliance=compliance,
-        polisher=polisher_of(settings),
+        polisher=polisher_of(settings, pixel_mark),
         threads=settings.finish_threads,
+        now=time.time,
     )
     jobs = SqlJobs(database)
     audit = Audit(SqlAudit(database), now=time.time, keep_prompts=settings.audit_prompts)

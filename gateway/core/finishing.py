@@ -22,14 +22,14 @@ import anyio.to_thread
 from compliance.errors import BrokenRender, ComplianceError, LogoRefused, PictureRefused
 from compliance.fingerprint import fingerprint
 from compliance.logo import Logo, read_logo
-from compliance.picture import Blocked, Raw, Reviewed, Signed, decode
+from compliance.picture import Blocked, Raw, Reviewed, decode
 from compliance.review import Context, judged
 from compliance.sign import Source
 from compliance.verdict import Verdict
 from gateway.core import prompts
-from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readiness, Reference, StoredPicture
+from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readiness, Record, Reference, StoredPicture
 from gateway.core.polishing import Finished, Material, Polisher, timed
-from gateway.core.ports import Compliance, Storage
+from gateway.core.ports import Compliance, Records, Storage
 from gateway.errors import FinishingFailed
 
 
@@ -51,7 +51,7 @@ class Looked:
 
 
 #: Takes the index of a picture, its verdict, and the SHA-256 of its original.
-Record = Callable[[int, Verdict, str], Awaitable[None]]
+Recorder = Callable[[int, Verdict, str], Awaitable[None]]
 _MOST_VERDICTS = 4096
 #: What the file names of the kinds end in.
 _ENDINGS = {"signed": "", "thumbnail": "_thumb", "unsafe": "_unsafe"}
@@ -87,11 +87,15 @@ class Finisher:
         self,
         *,
         storage: Storage,
+        records: Records,
         compliance: Compliance,
         polisher: Polisher,
         threads: int,
+        now: Callable[[], float],
     ) -> None:
         self._storage = storage
+        self._records = records
+        self._now = now
         self._compliance = compliance
         self._polisher = polisher
         self._threads = threads
@@ -113,7 +117,7 @@ class Finisher:
     def readiness(self) -> Readiness:
         return self._readiness
 
-    async def finish(self, job: Job, record: Record) -> Outcome:
+    async def finish(self, job: Job, record: Recorder) -> Outcome:
         """Everything that was drawn, reviewed, signed and stored; nothing is visible before the caller commits it.
 
         Each verdict goes to ``record`` as soon as it is there: it counts even when the job comes to nothing.
@@ -154,7 +158,7 @@ class Finisher:
             timings=timings,
         )
 
-    async def release(self, job: Job, record: Record) -> Outcome:
+    async def release(self, job: Job, record: Recorder) -> Outcome:
         """The outcome of a job with the pictures that a person has let go, finished like any other.
 
         What left before stays as it is. Raises `FinishingFailed` or `StorageUnavailable`.
@@ -203,15 +207,18 @@ class Finisher:
         await self._storage.purge(f"quarantine/{job.gen_id}", keep=originals | _kept_sources(job, outcome))
         copies = frozenset(review.unsafe.key for review in outcome.reviews if review.unsafe)
         await self._storage.purge(f"unsafe/{job.gen_id}", keep=copies)
+        await self._records.purge(job.gen_id, keep=frozenset(picture.label for picture in _signed_files(outcome)))
 
     async def discard(self, outcome: Outcome) -> None:
         """Remove the files of a result that did not count. Originals stay: the result that counted has the same."""
-        for picture in (*outcome.pictures, *(review.unsafe for review in outcome.reviews if review.unsafe)):
+        files = _signed_files(outcome)
+        await self._records.forget([picture.label for picture in files])
+        for picture in files:
             await self._storage.purge(picture.key)
 
     # The stages
 
-    async def _look(self, job: Job, drawn: RawPicture, record: Record, timings: dict[str, float]) -> Looked:
+    async def _look(self, job: Job, drawn: RawPicture, record: Recorder, timings: dict[str, float]) -> Looked:
         """Fetch, decode and review one picture."""
         assert job.drawn is not None
         raw = await self._fetch(raw_key(job, drawn.index), drawn, timings)
@@ -267,7 +274,7 @@ class Finisher:
         if not isinstance(blocked, Blocked) or not blocked.verdict.releasable:
             return review
         finished = await self._polish(job, drawn, blocked, material, timings)
-        return replace(review, unsafe=await self._store(job, drawn, "unsafe", finished.signed, timings))
+        return replace(review, unsafe=await self._store(job, finished, "unsafe", timings))
 
     async def _polish(
         self,
@@ -326,17 +333,36 @@ class Finisher:
         self, job: Job, finished: Finished, timings: dict[str, float]
     ) -> tuple[StoredPicture, StoredPicture]:
         return (
-            await self._store(job, finished.drawn, "signed", finished.signed, timings),
-            await self._store(job, finished.drawn, "thumbnail", finished.thumb, timings),
+            await self._store(job, finished, "signed", timings),
+            await self._store(job, finished, "thumbnail", timings),
         )
 
-    async def _store(
-        self, job: Job, drawn: RawPicture, kind: str, signed: Signed, timings: dict[str, float]
-    ) -> StoredPicture:
-        """Store under a name that follows from the content, so that two tries never overwrite each other."""
+    async def _store(self, job: Job, finished: Finished, kind: str, timings: dict[str, float]) -> StoredPicture:
+        """Store under a name that follows from the content, so that two tries never overwrite each other, and put on
+        record how it is found again.
+        """
+        small = kind == "thumbnail"
+        drawn, signed = finished.drawn, finished.thumb if small else finished.signed
         key = f"{'unsafe' if kind == 'unsafe' else 'out'}/{job.gen_id}/{signed.sha256}.{signed.extension}"
+        record = Record(
+            label=signed.label,
+            gen_id=job.gen_id,
+            index=drawn.index,
+            type=kind,
+            tenant=job.tenant,
+            key=key,
+            sha256=signed.sha256,
+            mime=signed.mime,
+            width=signed.width,
+            height=signed.height,
+            created_at=job.drawn_at or self._now(),
+            manifest=signed.manifest,
+            mark=None if small else finished.mark,
+            code=finished.thumb_code if small else finished.code,
+        )
         with timed(timings, "store"):
             await self._storage.publish(key, signed)
+            await self._records.add(record)
         number = "" if job.drawing.n == 1 else f"_{drawn.index + 1}"
         return StoredPicture(
             key=key,
@@ -350,6 +376,11 @@ class Finisher:
             height=signed.height,
             label=signed.label,
         )
+
+
+def _signed_files(outcome: Outcome) -> list[StoredPicture]:
+    """Every file of an outcome that carries a manifest."""
+    return [*outcome.pictures, *(review.unsafe for review in outcome.reviews if review.unsafe)]
 
 
 def _used(job: Job) -> list[tuple[int, Reference]]:

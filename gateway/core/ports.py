@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from compliance.ledger import Link
@@ -137,6 +137,9 @@ class Records(Protocol):
 
     async def purge(self, gen_id: str, *, keep: frozenset[str] = frozenset()) -> None:
         """Forget the records of a job, but the labels to keep."""
+
+    async def forget(self, labels: Collection[str]) -> None:
+        """Forget these records, where they are there."""
 
 
 class Keys(Protocol):
