@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 
 from compliance.errors import BrokenRender, ComplianceError, LogoRefused, PictureRefused
-from compliance.logo import read_logo
+from compliance.logo import kept_logo
 from compliance.picture import Blocked, Raw, Reviewed, Signed, decode
 from compliance.review import Context, judged
 from compliance.verdict import Verdict
@@ -274,7 +274,7 @@ class Finisher:
         if data is None:
             raise FinishingFailed("watermark_lost", "the logo is not in the storage", retryable=False)
         try:
-            return Material(logo=await anyio.to_thread.run_sync(read_logo, data, limiter=self._limiter))
+            return Material(logo=await anyio.to_thread.run_sync(kept_logo, data, asked.sha256, limiter=self._limiter))
         except LogoRefused as exc:
             raise FinishingFailed("watermark_lost", "the logo is damaged", retryable=False) from exc
 
