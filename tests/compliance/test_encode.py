@@ -34,7 +34,11 @@ def test_settings_without_meaning_are_ignored_and_the_effective_ones_told(format
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "avif"])
-@pytest.mark.parametrize("image", [noise(), scene(), noise(1, 1), noise(3, 200)], ids=["odd", "scene", "dot", "tall"])
+@pytest.mark.parametrize(
+    "image",
+    [noise(), scene(), noise(1, 1), noise(3, 200), noise(200, 1), noise(24, 12).resize((192, 96), 0)],
+    ids=["odd", "scene", "dot", "tall", "row", "drawing"],
+)
 def test_lossless_is_exact(format, image):
     encoded = encode(Marked(pixels=image), EncodeOptions(format=format, lossless=True))
     assert encoded.lossless
