@@ -3,7 +3,7 @@
 Measured by `python -m bench finishing` against the fastest of the libraries that are here. PNG: run lengths of the
 differences to the left take a tenth of the time of Pillow's default; for drawings the row above is better still. WebP
 method 0 takes three quarters of the time of method 2 for the same bytes, lossless a ninth of that of method 4 for 7 %
-more. AVIF speed 9 by imagecodecs takes a twentieth of the time of Pillow's default, with no more bytes for a photograph.
+more. AVIF speed 9 by imagecodecs takes a twentieth of the time of Pillow's default; photographs grow by nothing.
 """
 
 import io
