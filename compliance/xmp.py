@@ -1,12 +1,13 @@
 """XMP with the IPTC fields about pictures that a model drew, for programs that know nothing of C2PA.
 
 It goes into the file before the signature, which covers it: added afterwards, it would break it. The fields are those
-of the IPTC Photo Metadata Standard 2025.1; the packet is ISO 16684-1. Pillow writes it into three of the formats, and
-into AVIF where it encodes that itself; `into_avif` is for AVIF files of another encoder.
+of the IPTC Photo Metadata Standard 2025.1; the packet is ISO 16684-1. Pillow writes it into what it encodes itself;
+`into_png` and `into_avif` are for files of another encoder.
 """
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -83,6 +84,14 @@ def _array(name: str, kind: str, text: str) -> str:
 def _text(text: str) -> str:
     """What XML can't hold, half a surrogate pair for one, becomes U+FFFD. A reader makes \\n of a bare \\r."""
     return escape(_FORBIDDEN.sub("\ufffd", text), {"\r": "&#13;"})
+
+
+def into_png(data: bytes, xmp: bytes) -> bytes:
+    """The PNG file with the packet in an uncompressed iTXt chunk behind the header (PNG, third edition, 11.3.3.4)."""
+    content = b"iTXtXML:com.adobe.xmp\0\0\0\0\0" + xmp
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    end = 8 + 25  # the signature, and IHDR, which is always the first chunk and always as long
+    return data[:end] + chunk + data[end:]
 
 
 # AVIF (ISO 14496-12, the boxes; ISO 23008-12 A.3, XMP as an item)

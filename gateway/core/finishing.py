@@ -21,7 +21,7 @@ import anyio.to_thread
 
 from compliance.errors import BrokenRender, ComplianceError, LogoRefused, PictureRefused
 from compliance.fingerprint import fingerprint
-from compliance.logo import Logo, read_logo
+from compliance.logo import Logo, kept_logo
 from compliance.picture import Blocked, Raw, Reviewed, decode
 from compliance.review import Context, judged
 from compliance.sign import Source
@@ -301,7 +301,7 @@ class Finisher:
         if data is None:
             raise FinishingFailed("watermark_lost", "the logo is not in the storage", retryable=False)
         try:
-            return await anyio.to_thread.run_sync(read_logo, data, limiter=self._limiter)
+            return await anyio.to_thread.run_sync(kept_logo, data, asked.sha256, limiter=self._limiter)
         except LogoRefused as exc:
             raise FinishingFailed("watermark_lost", "the logo is damaged", retryable=False) from exc
 
