@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from typing import Any
 
@@ -10,6 +11,10 @@ import anyio
 import pytest
 from PIL import Image
 
+from compliance.authority import load_or_create
+from compliance.reader import new_context, read_in_detail
+from compliance.sign import DISCLOSURE
+from compliance.verify import verify
 from tests.api.test_compliance import painted
 from tests.reviewers import SeesColours
 
@@ -48,6 +53,21 @@ async def test_a_reference_reaches_the_worker_and_the_answer_says_that_it_counte
     assert b"secret" not in gateway.runpod.lent[1]
     assert not second.getexif()
     assert (await gateway.picture("a hill"))["references"] == 0
+
+
+async def test_a_picture_of_ours_as_a_reference_is_the_parent_with_its_manifest(gateway):
+    first = (await gateway.picture("a hill"))["images"][0]
+    data = (await gateway.http.get(first["url"])).content
+    given = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    second = (await gateway.picture("a hill", references=[{"image": given}]))["images"][0]
+    drawn_over = (await gateway.http.get(second["url"])).content
+    report = verify(drawn_over, load_or_create(gateway.settings.data / "signing").anchors_pem)
+    assert (report.state, report.failures) == ("trusted", ())
+    assert report.actions[:2] == ("c2pa.opened", "c2pa.edited")
+    assert report.claims[DISCLOSURE]["sources"] == [{"role": "init", "sha256": hashlib.sha256(data).hexdigest()}]
+    store = read_in_detail(drawn_over, "image/jpeg", new_context(b""))
+    assert len(store["manifests"]) == 2
+    await gone(gateway)
 
 
 async def test_a_transparent_reference_lies_on_white(gateway):
@@ -142,7 +162,7 @@ async def test_only_the_loan_itself_opens_a_reference(gateway):
 
 async def gone(gateway) -> None:
     with anyio.fail_after(10):
-        while list((gateway.settings.data / "pictures/raw").rglob("*.png")):
+        while list((gateway.settings.data / "pictures/raw").rglob("*.*")):
             await anyio.sleep(0.02)
 
 
