@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import secrets
 import time
@@ -25,8 +26,8 @@ from starlette.routing import BaseRoute, Route
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
-from compliance.review import Reviewer
 from compliance.pixelmark import ALGORITHM, PixelMark
+from compliance.review import Reviewer
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
 from compliance.sign import Signer
@@ -47,10 +48,13 @@ from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
 from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
+from gateway.core.recognition import Recognition
 from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
+from gateway.core.throttle import Throttle
 from gateway.dialects.base import Dialect, Json
 from gateway.dialects.imgen import ImgenDialect
+from gateway.dialects.provenance import ProvenanceDialect
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -113,12 +117,12 @@ def create_app(
     )
     compliance = compliance_of(settings, reviewers)
     records = SqlRecords(database)
-    pixel_mark = PixelMark(mark_secret(settings, secret)) if settings.pixel_mark else None
+    pixel_mark = pixel_mark_of(settings, secret)
     finisher = Finisher(
         storage=storage,
         records=records,
         compliance=compliance,
-        polisher=polisher_of(settings, pixel_mark),
+        polisher=polisher_of(settings, pixel_mark if settings.pixel_mark else None),
         threads=settings.finish_threads,
         now=time.time,
     )
@@ -155,6 +159,7 @@ def create_app(
     deletion = Deletion(
         store=SqlDeletions(database),
         storage=storage,
+        records=records,
         appeals=appeals,
         audit=audit,
         withdraw=partial(withdraw, backend),
@@ -179,13 +184,22 @@ def create_app(
         policy=policy,
         now=time.time,
     )
+    recognition = Recognition(
+        records=records,
+        jobs=jobs,
+        pixel_mark=pixel_mark,
+        anchors=anchors_of(settings),
+        threads=settings.finish_threads,
+        now=time.monotonic,
+    )
     dialects: list[Dialect] = [
         ImgenDialect(
             service,
             access.Access(keys, now=time.time),
             unknown_character=settings.unknown_character,
             unknown_ruleset=settings.unknown_ruleset,
-        )
+        ),
+        ProvenanceDialect(recognition, Throttle(per_minute=settings.verify_rate, now=time.monotonic)),
     ]
 
     @asynccontextmanager
@@ -197,6 +211,7 @@ def create_app(
             await stack.enter_async_context(backend.open())
             await stack.enter_async_context(compliance.open())
             await finisher.open()
+            await recognition.open()
             if settings.api_key:
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
@@ -275,7 +290,7 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
     return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
 
 
-def polisher_of(settings: Settings) -> Polisher:
+def polisher_of(settings: Settings, pixel_mark: PixelMark | None) -> Polisher:
     """What marks, encodes and signs. Raises `SettingsError` when the signing credentials are not usable."""
     return Polisher(
         signer=signer_of(settings),
@@ -289,7 +304,14 @@ def polisher_of(settings: Settings) -> Polisher:
         now=time.time,
         badge_at=None if settings.badge == "off" else settings.badge,
         tell_prompts=settings.embed_prompts,
+        pixel_mark=pixel_mark,
     )
+
+
+def pixel_mark_of(settings: Settings, secret: bytes) -> PixelMark:
+    """What lays ids into pixels and finds them there; also where none are laid any more, for those that are out."""
+    key = settings.pixel_mark_key.encode() or hmac.digest(secret, b"imgen pixel mark", "sha256")
+    return PixelMark(key)
 
 
 def signer_of(settings: Settings) -> Signer:
@@ -301,6 +323,7 @@ def signer_of(settings: Settings) -> Signer:
         provider=settings.provider,
         training=None if settings.training_mining == "off" else settings.training_mining,
         constraints=settings.training_mining_info,
+        pixel_mark=ALGORITHM,
     )
 
 
@@ -334,6 +357,11 @@ def signing_credentials(settings: Settings) -> SigningCredentials:
         return SigningCredentials.from_pem_files(settings.signing_chain, settings.signing_key, settings.signing_anchors)
     except ComplianceError as exc:
         raise SettingsError(f"IMGEN_SIGNING_CHAIN: {exc.message}", fix=exc.fix) from exc
+
+
+def anchors_of(settings: Settings) -> bytes:
+    """The PEM roots that readers of our pictures trust. Raises `SettingsError`."""
+    return signing_credentials(settings).anchors_pem
 
 
 def authority_folder(settings: Settings) -> Path:

@@ -98,6 +98,11 @@ class Settings(BaseModel):
     )
     training_mining_info: str = Field("", max_length=2000, description="Under which constraints, for constrained")
     embed_prompts: bool = Field(False, description="Whether the XMP of a picture holds its prompt, for all to read")
+    pixel_mark: bool = Field(True, description="Whether pictures carry an id in their pixels that nobody sees")
+    pixel_mark_key: str = Field(
+        "", description="Secret of these ids, the same for ever; from IMGEN_SECRET when empty; 16 characters at least"
+    )
+    verify_rate: float = Field(60, ge=0, description="Pictures a minute that one address may have verified; 0: none")
     badge: Literal["off", "top-left", "top-right", "center", "bottom-left", "bottom-right"] = Field(
         "off", description='Where every picture shows the badge "AI", if anywhere'
     )
@@ -125,6 +130,8 @@ class Settings(BaseModel):
             raise ValueError("training_mining_info: set it together with training_mining=constrained, and only then")
         if self.judge_url and not self.judge_model:
             raise ValueError("judge_url: set it together with judge_model")
+        if self.pixel_mark_key and len(self.pixel_mark_key) < 16:
+            raise ValueError("pixel_mark_key: must have 16 characters at least")
         if self.operator_webhook and not self.operator_secret:
             raise ValueError("operator_webhook: set it together with operator_secret")
         if self.acs_key and not (self.acs_key.isascii() and len(self.acs_key) >= 16):

@@ -23,6 +23,9 @@ from gateway.core.finishing import DrawAgain, Finisher, raw_key, signed_referenc
 from gateway.core.images import Credentials, Delivery, Drawing, Drawn, Job, RawPicture, Reference, Release, State
 from gateway.core.polishing import Polisher
 from gateway.errors import FinishingFailed
+from gateway.jobs.database import Database
+from gateway.jobs.migrations import migrate
+from gateway.jobs.records import SqlRecords
 from gateway.storage.disk import DiskStorage
 from tests.reviewers import SeesColours, Silent, panel
 
@@ -78,13 +81,16 @@ async def make(tmp_path: Path, anyio_backend):
     storage = DiskStorage(
         tmp_path / "p", secret=b"s" * 32, public_url="http://x", internal_url="http://x", now=lambda: 0.0
     )
-    async with storage.open(), AsyncExitStack() as stack:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    await migrate(url)
+    async with storage.open(), Database(url).open() as database, AsyncExitStack() as stack:
 
         async def make(*reviewers):
             compliance = LocalCompliance(panel(*reviewers), threads=2)
             await stack.enter_async_context(compliance.open())
             finisher = Finisher(
                 storage=storage,
+                records=SqlRecords(database),
                 compliance=compliance,
                 polisher=Polisher(
                     signer=Signer(load_or_create(tmp_path / "ca"), name="imgen", version="0"),
@@ -92,6 +98,7 @@ async def make(tmp_path: Path, anyio_backend):
                     now=lambda: 0.0,
                 ),
                 threads=1,
+                now=lambda: 0.0,
             )
             await finisher.open()
             return finisher, storage
