@@ -14,8 +14,8 @@ from compliance.pixelmark.code import Floats
 from compliance.pixelmark.detect import Detector
 from compliance.pixelmark.tile import EDGE, Patterns
 
-#: Edge in pixels of the smallest picture that is marked: one whole tile each way is read, two make it steady.
-LEAST = 4 * EDGE
+#: Edge in pixels of the smallest picture that is marked: one tile, which a detector reads when little was done to it.
+LEAST = 2 * EDGE
 #: A mark that is too faint for the check is made this much stronger, one after the other.
 _GAINS = (1.0, 1.25, 1.6, 2.0)
 _STEADY = 1.4  # the most gain of the part that does not follow the texture
