@@ -72,8 +72,9 @@ def run(*, marked: int = 500, unmarked: int = 2000, drawn: int = 70, pictures: P
             total.add(figures)
         for figures in pool.map(_unmarked, range(unmarked), [folder] * unmarked, chunksize=20):
             total.add(figures)
+    different = len({hashlib.sha256(picture(number, folder).tobytes()).digest() for number in range(marked)})
     print(
-        f"\n{marked} marked pictures, all different: {min(real, marked)} drawn by the built-in model, "
+        f"\n{marked} marked pictures, {different} different ones: {min(real, marked)} drawn by the built-in model, "
         f"{max(0, marked - real)} painted landscapes; {unmarked} unmarked, {min(real, unmarked)} of them drawn"
     )
     table(total, marked, unmarked)

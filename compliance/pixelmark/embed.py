@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from compliance.pixelmark import bands, code
-from compliance.pixelmark.bands import Pixels, Size
+from compliance.pixelmark.bands import Pixels
 from compliance.pixelmark.code import Floats
 from compliance.pixelmark.detect import Detector
 from compliance.pixelmark.tile import EDGE, Patterns
@@ -23,7 +23,7 @@ _ENOUGH = 16.0
 _COPY, _QUALITY = 512, 75
 _LEAST_PSNR = 40.2
 #: What a change of the blue difference does to green (less) and to blue.
-_GREEN, _BLUE = np.float32(0.344), np.float32(1.772)
+_GREEN, _BLUE = 0.344, 1.772
 
 
 class Embedder:
@@ -46,23 +46,29 @@ class Embedder:
         return after
 
     def _laid(self, before: Pixels, activity: Floats, tiles: Sequence[Floats], gain: float) -> Pixels:
-        size = before.shape[1], before.shape[0]
-        luma, blue = np.zeros(before.shape[:2], np.float32), np.zeros(before.shape[:2], np.float32)
-        for pattern, tile in zip(self._patterns.bands, tiles, strict=True):
+        """The mark at this gain over a picture.
+
+        Most of the time of such sums goes into fresh memory, so it goes by rows of tiles wherever it can.
+        """
+        height, width = before.shape[:2]
+        parts = np.empty((len(tiles), height, width), np.float32)
+        for part, pattern, tile in zip(parts, self._patterns.bands, tiles, strict=True):
             band = pattern.band
             amplitude = np.minimum(band.floor * min(gain, _STEADY) + band.gain * gain * activity, band.most * gain)
-            full = np.asarray(cv2.resize(amplitude.astype(np.float32), size, interpolation=cv2.INTER_LINEAR))
-            full *= _spread(tile, size)
-            channel = blue if band.blue else luma
-            channel += full
-        quieter = np.float32(min(1.0, _largest_change() / _change(luma, blue)))
-        luma *= quieter
-        luma += _spread(self._patterns.dither, size)
-        blue *= quieter
-        changes = luma, luma - _GREEN * blue, luma + _BLUE * blue
-        split = zip(cv2.split(before), changes, strict=True)
-        planes = [cv2.add(plane, change, dtype=cv2.CV_8U) for plane, change in split]
-        return np.asarray(cv2.merge(planes), np.uint8)
+            cv2.resize(amplitude.astype(np.float32), (width, height), dst=part, interpolation=cv2.INTER_LINEAR)
+            row = _row(tile, width)
+            for rows in _rows(height):
+                part[rows] *= row[: len(part[rows])]
+        luma, blue, fine = parts  # in the order of `tile.BANDS`
+        luma += fine
+        quieter = min(1.0, _largest_change() / _change(luma, blue))
+        dither, after = _row(self._patterns.dither, width), np.empty_like(before)
+        for rows in _rows(height):
+            bright, tint = cv2.scaleAdd(luma[rows], quieter, dither[: len(luma[rows])]), blue[rows]
+            changes = bright, cv2.scaleAdd(tint, -_GREEN * quieter, bright), cv2.scaleAdd(tint, _BLUE * quieter, bright)
+            colours = zip(cv2.split(before[rows]), changes, strict=True)
+            cv2.merge([cv2.add(colour, change, dtype=cv2.CV_8U) for colour, change in colours], dst=after[rows])
+        return after
 
 
 def _largest_change() -> float:
@@ -72,8 +78,8 @@ def _largest_change() -> float:
 
 def _change(luma: Floats, blue: Floats) -> float:
     """The root mean square over red, green and blue of a change of these two, in levels."""
-    both = 2 * float(_BLUE - _GREEN) * cv2.sumElems(cv2.multiply(luma, blue))[0]
-    square = cv2.norm(luma) ** 2 + (float(_GREEN**2 + _BLUE**2) * cv2.norm(blue) ** 2 + both) / 3
+    both = 2 * (_BLUE - _GREEN) * float(np.einsum("yx,yx->", luma, blue))
+    square = cv2.norm(luma) ** 2 + ((_GREEN**2 + _BLUE**2) * cv2.norm(blue) ** 2 + both) / 3
     return math.sqrt(square / luma.size + 1e-12)
 
 
@@ -85,10 +91,14 @@ def _activity(half: Floats) -> Floats:
     return np.asarray(cv2.blur(eroded, (7, 7), borderType=cv2.BORDER_REFLECT), np.float32)
 
 
-def _spread(tile: Floats, size: Size) -> Floats:
-    """The tile, repeated over a picture."""
-    edge = len(tile)
-    return np.tile(tile, (-(-size[1] // edge), -(-size[0] // edge)))[: size[1], : size[0]]
+def _row(tile: Floats, width: int) -> Floats:
+    """A row of tiles over the whole width."""
+    return np.ascontiguousarray(np.tile(tile, -(-width // len(tile)))[:, :width])
+
+
+def _rows(height: int) -> list[slice]:
+    """The pixels of each row of tiles."""
+    return [slice(top, min(top + 2 * EDGE, height)) for top in range(0, height, 2 * EDGE)]
 
 
 def _small_copy(pixels: Pixels) -> Pixels:
