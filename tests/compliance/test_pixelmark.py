@@ -19,6 +19,7 @@ from compliance.pixelmark import ALGORITHM, SIZES, PixelMark, code
 from compliance.pixelmark.tile import Patterns
 from gateway.dialects.imgen.request import SIZES as PRODUCT_SIZES
 from handler.pixelart import upscale
+from tests.compliance.samples import scene
 
 ART = Path(__file__).with_name("pictures")
 MARK = PixelMark(b"a secret of the tests")
@@ -137,6 +138,12 @@ def test_odd_sizes_and_the_smallest_carry_a_mark(size):
     marked = MARK.embed(image, PAYLOAD)
     assert marked.size == size
     assert MARK.detect(marked).payload == PAYLOAD
+
+
+@pytest.mark.parametrize("attack", ["JPEG 50", "512 px, JPEG 75", "crop 20 %, JPEG 75"])
+def test_a_picture_full_of_texture_is_read_too(attack):
+    image = scene(1344, 768)
+    assert MARK.detect(attacks()[attack](MARK.embed(image, PAYLOAD))).payload == PAYLOAD
 
 
 def test_a_picture_and_its_marked_copy_are_two(marked):
