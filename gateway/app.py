@@ -26,6 +26,7 @@ from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
 from compliance.review import Reviewer
+from compliance.pixelmark import ALGORITHM, PixelMark
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
 from compliance.sign import Signer
@@ -35,14 +36,16 @@ from gateway.acs.local import LocalCompliance
 from gateway.acs.remote import RemoteCompliance
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
-from gateway.core.advance import Advancer, Policy, withdraw
+from gateway.core.advance import Advancer, Policy, let_go, withdraw
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
 from gateway.core.catalog import load
+from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
+from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
 from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
@@ -58,9 +61,12 @@ from gateway.errors import (
 from gateway.jobs.appeals import SqlAppeals
 from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
+from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
+from gateway.jobs.originals import SqlOriginals
+from gateway.jobs.records import SqlRecords
 from gateway.jobs.store import SqlJobs
 from gateway.middleware import RequestId
 from gateway.settings import Settings
@@ -106,11 +112,15 @@ def create_app(
         transport=backend_transport,
     )
     compliance = compliance_of(settings, reviewers)
+    records = SqlRecords(database)
+    pixel_mark = PixelMark(mark_secret(settings, secret)) if settings.pixel_mark else None
     finisher = Finisher(
         storage=storage,
+        records=records,
         compliance=compliance,
-        polisher=polisher_of(settings),
+        polisher=polisher_of(settings, pixel_mark),
         threads=settings.finish_threads,
+        now=time.time,
     )
     jobs = SqlJobs(database)
     audit = Audit(SqlAudit(database), now=time.time, keep_prompts=settings.audit_prompts)
@@ -125,7 +135,7 @@ def create_app(
         jobs=jobs,
         events=events,
         audit=audit,
-        withdraw=partial(withdraw, backend),
+        withdraw=partial(let_go, backend, storage),
         mode=settings.minors_hold,
         now=time.time,
     )
@@ -141,6 +151,19 @@ def create_app(
         now=time.time,
         webhook=backend.webhook,
     )
+    appeals = SqlAppeals(database)
+    deletion = Deletion(
+        store=SqlDeletions(database),
+        storage=storage,
+        appeals=appeals,
+        audit=audit,
+        withdraw=partial(withdraw, backend),
+        policy=policy,
+        now=time.time,
+    )
+    originals = Originals(
+        store=SqlOriginals(database), storage=storage, appeals=appeals, audit=audit, policy=policy, now=time.time
+    )
     service = GenerationService(
         jobs=jobs,
         backend=backend,
@@ -150,7 +173,8 @@ def create_app(
         finisher=finisher,
         advancer=advancer,
         logos=LogoDesk(storage=storage, compliance=compliance, safeguard=safeguard),
-        appeals=Appeals(store=SqlAppeals(database), jobs=jobs, audit=audit, now=time.time),
+        appeals=Appeals(store=appeals, jobs=jobs, audit=audit, now=time.time),
+        deletion=deletion,
         safeguard=safeguard,
         policy=policy,
         now=time.time,
@@ -176,6 +200,8 @@ def create_app(
             if settings.api_key:
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
+            await stack.enter_async_context(deletion.running())
+            await stack.enter_async_context(originals.running())
             if notifier is not None:
                 await stack.enter_async_context(notifier.open())
                 await stack.enter_async_context(OperatorEvents(events, notifier, now=time.time).running())
@@ -252,7 +278,7 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
 def polisher_of(settings: Settings) -> Polisher:
     """What marks, encodes and signs. Raises `SettingsError` when the signing credentials are not usable."""
     return Polisher(
-        signer=Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider),
+        signer=signer_of(settings),
         defaults=Credentials(
             author=settings.author,
             title=settings.title,
@@ -262,6 +288,19 @@ def polisher_of(settings: Settings) -> Polisher:
         ),
         now=time.time,
         badge_at=None if settings.badge == "off" else settings.badge,
+        tell_prompts=settings.embed_prompts,
+    )
+
+
+def signer_of(settings: Settings) -> Signer:
+    """What signs the pictures. Raises `SettingsError` when the signing credentials are not usable."""
+    return Signer(
+        signing_credentials(settings),
+        name="imgen",
+        version=__version__,
+        provider=settings.provider,
+        training=None if settings.training_mining == "off" else settings.training_mining,
+        constraints=settings.training_mining_info,
     )
 
 

@@ -86,6 +86,7 @@ class ImgenDialect:
             "generate": self._generate,
             "status": self._status,
             "cancel": self._cancel,
+            "delete": self._delete,
             "jobs": self._jobs,
             "appeal": self._appeal,
         }
@@ -201,6 +202,16 @@ class ImgenDialect:
     async def _cancel(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         job = await self._service.cancel(caller, "imgen", job_id(body))
         return {"id": job.public_id, "status": answer.STATUS[job.state]}
+
+    async def _delete(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        job = await self._service.delete(caller, "imgen", job_id(body))
+        return {
+            "id": job.public_id,
+            "deleted": True,
+            "status": answer.STATUS[job.state],
+            "time": answer.iso(job.deleted_at or 0.0),
+            "request_id": request_id,
+        }
 
     async def _appeal(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         job, reason = job_id(body), Fields(body).text("reason")
