@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
+import anyio.to_thread
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidJson
+
+#: Bytes of JSON that are parsed on the spot; for more, the way to a thread is the smaller cost.
+SHORT = 256 * 1024
 
 
 class Dialect(Protocol):
@@ -43,7 +47,7 @@ async def read_object(request: Request, *, limit: int) -> dict[str, Any]:
         if len(body) > limit:
             raise too_large
     try:
-        value = orjson.loads(body)
+        value = orjson.loads(body) if len(body) <= SHORT else await anyio.to_thread.run_sync(orjson.loads, body)
     except orjson.JSONDecodeError as exc:
         raise InvalidJson from exc
     if not isinstance(value, dict):
