@@ -168,6 +168,14 @@ def decode(data: bytes, sha256: str, *, max_pixels: int = MAX_PIXELS) -> Raw:
     return Raw(data=data, sha256=actual, mime=mime, pixels=_pixels(data, mime, max_pixels))
 
 
+def pixels_of(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The RGB pixels of a JPEG, PNG, WebP or AVIF of anybody's, for those who only look. Raises PictureRefused."""
+    mime = sniff(data)
+    if mime is None:
+        raise PictureRefused("This is not a JPEG, PNG, WebP or AVIF picture.")
+    return _pixels(data, mime, max_pixels)
+
+
 def _pixels(data: bytes, mime: Mime, max_pixels: int) -> Image.Image:
     """RGB pixels; the size is checked from the header, before a single pixel is unpacked."""
     try:
