@@ -221,6 +221,12 @@ class Bucket:
         more = {"ResponseContentType": "image/png", "ResponseCacheControl": "no-store"}
         return self._sign("get_object", key, expires_at, more)
 
+    def unsigned(self, key: str) -> set[str]:
+        """Where the object lies for us and for callers, without a signature: nobody must be let in there."""
+        with translated():
+            urls = [c.generate_presigned_url("get_object", Params=self._at(key)) for c in (self._client, self._signer)]
+        return {url.partition("?")[0] for url in urls}
+
     def _sign(self, operation: str, key: str, expires_at: float, more: dict[str, str], *, cached: bool = False) -> str:
         """An address that dies at ``expires_at`` rounded down to a second; one second is the shortest life there is."""
         end = int(expires_at)

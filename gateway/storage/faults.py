@@ -32,6 +32,8 @@ _SENTENCES = {
     "RequestTimeTooSkewed": "the clocks differ by more than 15 minutes: set this machine's by NTP",
     "PermanentRedirect": _REGION,
     "AuthorizationHeaderMalformed": _REGION,
+    # What S3 says to a presigned address of another region; in all else ours are well formed.
+    "AuthorizationQueryParametersError": _REGION,
     "IllegalLocationConstraintException": _REGION,
     "NotImplemented": _UNKNOWN_THERE,
     "MethodNotAllowed": _UNKNOWN_THERE,

@@ -117,9 +117,10 @@ class _Try:
         return "the endpoint does not check SHA-256: each write is read back, which costs one more call"
 
     def _private(self) -> str:
-        address = self._bucket.loan(self._key, expires_at=time.time() + _SECONDS).partition("?")[0]
-        if self._ask("GET", address)[0] == 200:
-            raise Fault("AnybodyReads", 200)
+        for address in sorted(self._bucket.unsigned(self._key)):
+            with contextlib.suppress(_Unreachable):
+                if self._ask("GET", address)[0] == 200:
+                    raise Fault("AnybodyReads", 200)
         return ""
 
     def _download(self) -> str:

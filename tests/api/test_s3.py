@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from compliance.verify import verify
+from gateway.check import NotReady, looks
 from tests.api.conftest import Gateway, opened, settings
 from tests.api.fake_runpod import FakeRunPod
 from tests.api.test_generate import anchors
@@ -110,6 +111,14 @@ async def test_an_outage_while_a_picture_is_finished_loses_nothing(
         assert len(gateway.runpod.submitted) == 1
         answer = await cloud.get(meta["images"][0]["url"])
         assert verify(answer.content, anchors(gateway)).state == "trusted"
+
+
+async def test_check_looks_at_the_bucket(s3: FakeS3, stored: Stored) -> None:
+    look = dict(looks(stored.settings))["storage"]
+    assert await look() == f"pictures in the bucket {stored.place.bucket}"
+    s3.fault = lambda method, url: (404, "NoSuchBucket")
+    with pytest.raises(NotReady, match="NoSuchBucket: there is no such bucket"):
+        await look()
 
 
 async def test_a_gateway_that_can_not_use_its_bucket_says_so_and_takes_no_job(s3: FakeS3, stored: Stored) -> None:

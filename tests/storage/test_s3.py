@@ -152,8 +152,11 @@ async def test_a_public_address_that_this_machine_can_not_reach_is_said_and_no_f
     trial = tried(fake.place(public_endpoint="http://127.0.0.1:9"))
     assert trial.failed is None
     unknown = {step.name: step.remark for step in trial.steps if step.state == "unknown"}
-    assert set(unknown) == {"private", "download address", "upload address"}
+    assert set(unknown) == {"download address", "upload address"}
     assert set(unknown.values()) == {"not reachable from this machine"}
+    fake.public = True
+    failed = tried(fake.place(public_endpoint="http://127.0.0.1:9")).failed
+    assert failed and failed.name == "private"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +172,8 @@ async def test_a_public_address_that_this_machine_can_not_reach_is_said_and_no_f
         (answers(403, "InvalidAccessKeyId"), "write", "the credentials are not accepted"),
         (answers(400, "ExpiredToken"), "write", "have expired: renew them"),
         (answers(400, "AuthorizationHeaderMalformed"), "write", "set IMGEN_S3_REGION to the bucket's"),
+        (answers(400, "AuthorizationQueryParametersError", where="?response"), "download address", "IMGEN_S3_REGION"),
+        (answers(301, "PermanentRedirect", where="?response"), "download address", "IMGEN_S3_REGION"),
         (answers(503, "SlowDown"), "write", "SlowDown: it is busy"),
         (answers(500, "<html>"), "write", "500: it is busy"),
         (answers(501, "NotImplemented"), "write", "it does not know this"),
