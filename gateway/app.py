@@ -74,7 +74,7 @@ from gateway.jobs.records import SqlRecords
 from gateway.jobs.store import SqlJobs
 from gateway.middleware import RequestId
 from gateway.settings import Settings
-from gateway.storage.disk import DiskStorage
+from gateway.storage.build import storage_of
 from gateway.webhooks import Webhook
 
 log = structlog.get_logger(__name__)
@@ -100,13 +100,7 @@ def create_app(
     secret = secret_of(settings)
     database = Database(settings.database())
     keys = SqlKeys(database)
-    storage = DiskStorage(
-        settings.data / "pictures",
-        secret=secret,
-        public_url=settings.base_url(),
-        internal_url=settings.worker_url(),
-        now=time.time,
-    )
+    storage = storage_of(settings, secret=secret)
     backend = RunPodBackend(
         settings.backend_url,
         settings.backend_key,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import httpx
@@ -17,7 +16,7 @@ from gateway.desk.claim import read_note
 from gateway.desk.keys import open_keys
 from gateway.errors import GatewayError
 from gateway.settings import Settings
-from gateway.storage.disk import DiskStorage
+from gateway.storage.build import storage_of
 from handler.contract import Inventory
 
 Look = Callable[[], Awaitable[str]]
@@ -50,15 +49,11 @@ def looks(settings: Settings) -> Iterator[tuple[str, Look]]:
         return str(settings.signing_chain or "the data folder's development authority")
 
     async def see_storage() -> str:
-        storage = DiskStorage(
-            settings.data / "pictures",
-            secret=secret_of(settings),
-            public_url=settings.base_url(),
-            internal_url=settings.worker_url(),
-            now=time.time,
-        )
+        storage = storage_of(settings, secret=secret_of(settings))
+        place = f"the bucket {settings.s3_bucket}" if settings.s3_bucket else str(settings.data / "pictures")
         async with storage.open():
-            return _of(await storage.readiness(), f"pictures in {settings.data / 'pictures'}")
+            readiness = await storage.readiness()
+        return _of(readiness, f"pictures in {place}")
 
     async def see_endpoint() -> str:
         if not settings.backend_url:
