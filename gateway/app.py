@@ -48,6 +48,7 @@ from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
 from gateway.dialects.base import Dialect, Json
 from gateway.dialects.imgen import ImgenDialect
+from gateway.dialects.pictures import PictureDialect
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -63,11 +64,14 @@ from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
 from gateway.jobs.store import SqlJobs
 from gateway.middleware import RequestId
+from gateway.pages.site import Site
 from gateway.settings import Settings
 from gateway.storage.disk import DiskStorage
 from gateway.webhooks import Webhook
 
 log = structlog.get_logger(__name__)
+
+MOST_BYTES = 32 * 2**20
 
 
 def create_app(
@@ -155,14 +159,21 @@ def create_app(
         policy=policy,
         now=time.time,
     )
+    entrance = access.Access(keys, now=time.time)
     dialects: list[Dialect] = [
         ImgenDialect(
             service,
-            access.Access(keys, now=time.time),
+            entrance,
             unknown_character=settings.unknown_character,
             unknown_ruleset=settings.unknown_ruleset,
-        )
+        ),
+        PictureDialect(service, entrance),
     ]
+    site = Site(
+        most_bytes=MOST_BYTES,
+        development=settings.signing_chain is None,
+        picture_origins=[settings.base_url()],
+    )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -196,16 +207,19 @@ def create_app(
         *(route for dialect in dialects for route in dialect.routes()),
         *backend.routes(advancer.hint),
         *storage.routes(),
+        *site.routes(),
     ]
     middleware = [Middleware(RequestId)]
-    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+    if origins := settings.origins():
         middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=origins,
-                allow_methods=["POST", "GET"],
-                allow_headers=["authorization", "content-type", "x-request-id"],
-                expose_headers=["x-request-id", "retry-after"],
+                allow_methods=["GET", "HEAD", "POST"],
+                allow_headers=["authorization", "content-type", "if-none-match", "range", "x-request-id"],
+                # Keys travel in a header that a page must set itself: no cookie ever opens anything here.
+                allow_credentials=False,
+                expose_headers=["content-disposition", "content-range", "etag", "retry-after", "x-request-id"],
             )
         )
     return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_voices(dialects))
