@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
@@ -62,10 +63,12 @@ class Gateway:
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    runpod = FakeRunPod(key="rp-key", brush=scene, uploads=httpx.AsyncClient(base_url=url))
+    # Its connections live in the loop of the server: none may be left when that ends.
+    uploads = httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_keepalive_connections=0))
+    runpod = FakeRunPod(key="rp-key", brush=scene, uploads=uploads)
     configured = settings(tmp_path_factory.mktemp("gateway"), IMGEN_PUBLIC_URL=url)
     app = create_app(configured, backend_transport=runpod)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, ws="none", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     until = time.monotonic() + PATIENCE
@@ -124,3 +127,9 @@ def tab(context: BrowserContext, gateway: Gateway) -> Iterator[Tab]:
     yield tab
     assert [url for url in tab.requests if not url.startswith((f"{gateway.url}/", f"blob:{gateway.url}/"))] == []
     assert tab.complaints == []
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds wrong with the page as it stands, by the rules of WCAG 2.2 AA and its best practices."""
+    results = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {node['html']} {node['failureSummary']}" for one in results for node in one["nodes"]]
