@@ -63,7 +63,7 @@ from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
 from gateway.jobs.store import SqlJobs
-from gateway.middleware import RequestId
+from gateway.middleware import LastResort, RequestId
 from gateway.pages.site import Site
 from gateway.settings import Settings
 from gateway.storage.disk import DiskStorage
@@ -222,7 +222,9 @@ def create_app(
                 expose_headers=["content-disposition", "content-range", "etag", "retry-after", "x-request-id"],
             )
         )
-    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_voices(dialects))
+    voices = _voices(dialects)
+    middleware.append(Middleware(LastResort, render=voices[Exception]))
+    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=voices)
 
 
 def _voices(dialects: Sequence[Dialect]) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:

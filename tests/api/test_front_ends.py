@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.core import access
 from gateway.errors import SettingsError
 from gateway.settings import Settings
 from tests.api.conftest import KEY, Gateway
@@ -68,6 +69,19 @@ async def test_pictures_can_be_read_by_a_named_origin_and_never_come_from_a_cach
     without = await shared.http.get(redirect.headers["location"])
     assert with_origin.headers["access-control-allow-origin"] == SITE
     assert without.headers["vary"] == with_origin.headers["vary"] == "Origin"
+
+
+async def test_a_fault_of_ours_can_be_read_from_a_named_origin_too(
+    shared: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: access.Access, authorization: str | None) -> None:
+        raise RuntimeError("a secret of the inside")
+
+    monkeypatch.setattr(access.Access, "caller", broken)
+    answer = await shared.http.post("/api/v2", json={"action": "models"}, headers={"Origin": SITE})
+    assert answer.status_code == 500 and "secret" not in answer.text
+    assert answer.headers["access-control-allow-origin"] == SITE
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
 
 async def test_nobody_may_call_from_elsewhere_unless_told(gateway: Gateway) -> None:
