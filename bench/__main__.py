@@ -1,4 +1,4 @@
-"""``python -m bench [calls] [pipeline] [worker] [compliance] [words] [gpu]``: everything without arguments."""
+"""``python -m bench [PART …]``: everything without arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-PARTS = ("calls", "pipeline", "worker", "compliance", "words", "gpu")
+PARTS = ("calls", "pipeline", "finishing", "worker", "compliance", "words", "gpu")
 
 
 def main() -> None:
@@ -27,6 +27,10 @@ def main() -> None:
             from bench import pipeline
 
             pipeline.run(Path(folder) / "pipeline", pictures=given.pictures)
+        if "finishing" in parts:
+            from bench import finishing
+
+            finishing.run(Path(folder) / "finishing", rounds=given.rounds)
         if "worker" in parts:
             from bench import worker
 

@@ -30,7 +30,7 @@ PROMPT = "@aya on a hill at noon, a red house on the left, -fog, -rain"
 
 def run(data: Path, *, rounds: int, seconds: float, connections: tuple[int, ...]) -> None:
     """Print one row per call. Ratios are of the medians over the rounds."""
-    with _server("bench.servers:echo") as echo, _server("bench.servers:endpoint") as endpoint:
+    with server("bench.servers:echo") as echo, server("bench.servers:endpoint") as endpoint:
         environ = {
             "IMGEN_DATA": str(data),
             "IMGEN_API_KEY": KEY,
@@ -40,8 +40,8 @@ def run(data: Path, *, rounds: int, seconds: float, connections: tuple[int, ...]
             # The calls are measured, not the sweeper's questions about thousands of jobs that are never drawn.
             "IMGEN_POLL_INTERVAL": "600",
         }
-        with _gateway(environ) as gateway:
-            pending, done = asyncio.run(_jobs(gateway[1], data))
+        with gateway(environ) as serving:
+            pending, done = asyncio.run(_jobs(serving[1], data))
             bodies = {
                 "models": {"action": "models"},
                 "status, pending": {"action": "status", "id": pending},
@@ -54,7 +54,7 @@ def run(data: Path, *, rounds: int, seconds: float, connections: tuple[int, ...]
                 taken: dict[str, list[Sample]] = {}
                 for _ in range(rounds):
                     for name, body in {"bare route": bodies["generate"], **bodies}.items():
-                        process, port = echo if name == "bare route" else gateway
+                        process, port = echo if name == "bare route" else serving
                         sample = measure(process, port, orjson.dumps(body), KEY, connections=count, seconds=seconds)
                         taken.setdefault(name, []).append(asyncio.run(sample))
                 bare = median(sample.cpu_us for sample in taken["bare route"])
@@ -106,7 +106,7 @@ def _ended(job: Job) -> Job:
 
 
 @contextlib.contextmanager
-def _server(app: str) -> Iterator[tuple[psutil.Process, int]]:
+def server(app: str) -> Iterator[tuple[psutil.Process, int]]:
     port = _free_port()
     command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), "--no-access-log", "--log-level", "warning"]
     with _process(command, dict(os.environ), port) as process:
@@ -114,7 +114,7 @@ def _server(app: str) -> Iterator[tuple[psutil.Process, int]]:
 
 
 @contextlib.contextmanager
-def _gateway(environ: dict[str, str]) -> Iterator[tuple[psutil.Process, int]]:
+def gateway(environ: dict[str, str]) -> Iterator[tuple[psutil.Process, int]]:
     port = _free_port()
     command = [sys.executable, "-m", "gateway", "serve"]
     with _process(command, {**os.environ, **environ, "IMGEN_PORT": str(port)}, port) as process:

@@ -17,6 +17,8 @@ MOST_BYTES = 2 * 1024 * 1024
 MOST_PIXELS = 2048 * 2048
 _TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 _SEND = "Send a PNG, JPEG or WebP picture."
+#: An opacity (of 255) below which nothing is seen.
+_FAINT = 8
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, struct.error, zlib.error)
 
 
@@ -28,10 +30,17 @@ class Logo:
     data: bytes = field(repr=False, compare=False)
     pixels: Image.Image = field(repr=False, compare=False)
 
-    def over(self, colour: str) -> Raw:
-        """What it looks like on a ground of one colour, for those who review it."""
-        ground = Image.new("RGBA", self.pixels.size, colour)
-        shown = Image.alpha_composite(ground, self.pixels).convert("RGB")
+    def over(self, colour: str, rotation: int = 0) -> Raw:
+        """What it looks like on a ground of one colour, turned by so many degrees clockwise, for those who review it.
+
+        Without an empty margin, which would hide it from a list of known pictures.
+        """
+        pixels = self.pixels
+        if rotation % 360:
+            pixels = pixels.rotate(-rotation, Image.Resampling.BICUBIC, expand=True)
+        seen = pixels.getchannel("A").point([0] * _FAINT + [255] * (256 - _FAINT))
+        pixels = pixels.crop(seen.getbbox())
+        shown = Image.alpha_composite(Image.new("RGBA", pixels.size, colour), pixels).convert("RGB")
         data = _png(shown)
         return Raw(data=data, sha256=hashlib.sha256(data).hexdigest(), mime="image/png", pixels=shown)
 
@@ -52,6 +61,16 @@ def read_logo(data: bytes, declared: str = "") -> Logo:
     if declared and declared.lower() != mime:
         raise LogoRefused(f"is declared as {declared[:40]}, but is {mime}", fix="Declare the type that it has.")
     return _logo(_read(data, _TYPES[mime]))
+
+
+def kept_logo(data: bytes, sha256: str) -> Logo:
+    """A logo from its own `data`, which may be larger than what a sender may send; `sha256` is what it had.
+
+    Raises LogoRefused when these are other bytes. CPU work, for a thread.
+    """
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise LogoRefused("is not the one that was kept", fix=_SEND)
+    return Logo(sha256, data, _read(data, "PNG"))
 
 
 @functools.cache

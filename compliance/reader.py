@@ -41,3 +41,27 @@ def read(data: bytes, mime: str, context: c2pa.Context) -> dict[str, Any]:
     """The manifest store as the reader's JSON. Raises c2pa.C2paError, and ManifestNotFound among it."""
     with c2pa.Reader(mime, io.BytesIO(data), context=context) as reader:
         return dict(json.loads(reader.json()))
+
+
+def active_manifest(store: bytes) -> bytes:
+    """The manifest store with its active manifest alone, which is the last (C2PA 2.2, "Manifest store").
+
+    A store is a JUMBF superbox: a description, then a superbox for each manifest. ValueError when it is none.
+    """
+    boxes, at = [], 8
+    while at < len(store):
+        size = int.from_bytes(store[at : at + 4], "big")
+        if size < 8 or at + size > len(store):
+            raise ValueError("not a manifest store")
+        boxes.append(store[at : at + size])
+        at += size
+    if len(boxes) < 2:
+        raise ValueError("not a manifest store")
+    content = boxes[0] + boxes[-1]
+    return (8 + len(content)).to_bytes(4, "big") + store[4:8] + content
+
+
+def read_in_detail(data: bytes, mime: str, context: c2pa.Context) -> dict[str, Any]:
+    """As `read`, with every assertion of every manifest by its label."""
+    with c2pa.Reader(mime, io.BytesIO(data), context=context) as reader:
+        return dict(json.loads(reader.detailed_json()))

@@ -1,19 +1,26 @@
 """The C2PA signature: the last thing that happens to a picture, since any later change breaks it.
 
-Every picture says how it came to be: `c2pa.created` with the IPTC source type trainedAlgorithmicMedia (C2PA 2.2,
-"Actions"; EU AI Act Art. 50(2)), and the four facts of California SB 942 §22757.3(b): provider, system and version,
-time, unique id. What the requester wants said about the picture (author, title …) is CAWG metadata beside it, never
-the identity of the signer.
+Every picture says how it came to be (C2PA 2.2, "Actions"; EU AI Act Art. 50(2)):
+
+    from words alone           c2pa.created by the model, trainedAlgorithmicMedia
+    with pictures to look at   the same, with these as its ingredients (inputTo)
+    begun from a picture       c2pa.opened with it (parentOf), then c2pa.edited by the model
+    a thumbnail                c2pa.opened with the full picture (parentOf)
+
+then what was done to it: visible marks, a mark in the pixels, the format. It states the four facts of California SB 942
+§22757.3(b): provider, system and version, time, unique id. What the requester wants said about the picture (author,
+title …) is CAWG metadata beside it, never the identity of the signer.
 """
 
+import base64
 import io
 import json
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import c2pa
 from PIL import Image
@@ -22,11 +29,14 @@ from compliance.credentials import Credentials
 from compliance.encode import EncodeOptions, encode
 from compliance.errors import BadCredentials, SigningUnavailable
 from compliance.fingerprint import fingerprint
-from compliance.picture import Encoded, Marked, Signed
+from compliance.picture import Encoded, Marked, Signed, SoftBinding, sniff
 from compliance.reader import new_context
 from compliance.verify import verify
+from compliance.xmp import Fields, packet
 
 AI_GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+#: A model drew over a picture that was there before.
+AI_EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 DISCLOSURE = "com.efficientstack.imgen.disclosure"
 _METADATA_PREFIXES = {"dc": "http://purl.org/dc/elements/1.1/", "photoshop": "http://ns.adobe.com/photoshop/1.0/"}
 
@@ -43,13 +53,56 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A picture that the drawing began with (`init`) or only looked at (`guide`).
+
+    `sha256` (lowercase hex) is of the file as it was sent. `data` is that file where it brings content credentials that
+    are to be carried along (`reference.carried`), and empty otherwise.
+    """
+
+    role: Literal["init", "guide"]
+    sha256: str
+    data: bytes = field(default=b"", repr=False)
+
+    @property
+    def name(self) -> str:
+        """Its hash as a URI (RFC 6920), by which an action and an ingredient find each other."""
+        digest = base64.urlsafe_b64encode(bytes.fromhex(self.sha256)).rstrip(b"=").decode()
+        return f"ni:///sha-256;{digest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What the manifest of one picture states: facts that we stand for, and the requester's claims beside them."""
+    """What the manifest of one picture states: facts that we stand for, and the requester's claims beside them.
+
+    `prompt` goes into the XMP alone, and only where it is given.
+    """
 
     gen_id: str
     model: str
     created: datetime
     claims: Claims = Claims()
+    sources: tuple[Source, ...] = ()
+    prompt: str = ""
+
+    @property
+    def parent(self) -> Source | None:
+        """What the drawing began with. C2PA has one parent at most; further ones count as looked at."""
+        return next((source for source in self.sources if source.role == "init"), None)
+
+    @property
+    def source_type(self) -> str:
+        return AI_EDITED if self.parent else AI_GENERATED
+
+    @property
+    def when(self) -> str:
+        """`created` in ISO 8601, UTC."""
+        return self.created.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+#: What may be done with the pictures by those who train models (CAWG Training and Data Mining 1.1).
+Training = Literal["notAllowed", "allowed", "constrained"]
+_USES = ("cawg.ai_generative_training", "cawg.ai_training", "cawg.ai_inference", "cawg.data_mining")
 
 
 class Signer:
@@ -62,10 +115,20 @@ class Signer:
         name: str,
         version: str,
         provider: str = "imgen",
+        training: Training | None = None,
+        constraints: str = "",
+        pixel_mark: str = "",
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
-        """`name` and `version` are the system's, `provider` whoever offers it to the public."""
+        """`name` and `version` are the system's, `provider` whoever offers it to the public.
+
+        `training` says what the pictures may be used for, `constraints` under which; nothing is said by default.
+        `pixel_mark` names the algorithm of those soft bindings that were laid into the pixels.
+        """
         self.credentials = credentials
+        self._training = training
+        self._constraints = constraints
+        self._pixel_mark = pixel_mark
         self._system = {"name": name, "version": version}
         self._provider = provider
         self._new_id = new_id
@@ -87,6 +150,9 @@ class Signer:
                 if parent is not None:
                     ingredient = {"title": "Full picture", "relationship": "parentOf", "instance_id": parent.label}
                     builder.add_ingredient(ingredient, parent.mime, io.BytesIO(parent.data))
+                for source, ingredient in _ingredients(provenance) if parent is None else ():
+                    if source.data:
+                        builder.add_ingredient(ingredient, sniff(source.data), io.BytesIO(source.data))
                 store = builder.sign(signer, encoded.mime, io.BytesIO(encoded.data), signed)
         except c2pa.C2paError as exc:
             raise _translated(exc) from exc
@@ -132,7 +198,13 @@ class Signer:
                 # Off: the thumbnail would add up to three times the bytes of the picture and most of the time.
                 "thumbnail": {"enabled": False},
                 # What we state ourselves; everything else was gathered from the requester.
-                "created_assertion_labels": ["c2pa.actions", DISCLOSURE],
+                "created_assertion_labels": [
+                    "c2pa.actions",
+                    "c2pa.soft-binding",
+                    "c2pa.ingredient",
+                    "cawg.training-mining",
+                    DISCLOSURE,
+                ],
             }
             self._native = (
                 os.getpid(),
@@ -141,40 +213,119 @@ class Signer:
             )
         return self._native[1:]
 
+    def xmp(self, provenance: Provenance) -> bytes:
+        """The XMP packet of the picture, to be encoded with it: what the manifest says, for who reads no C2PA."""
+        claims = provenance.claims
+        return packet(
+            Fields(
+                source_type=provenance.source_type,
+                system=f"{self._system['name']}, {provenance.model}",
+                version=self._system["version"],
+                created=provenance.when,
+                prompt=provenance.prompt,
+                author=claims.author,
+                title=claims.title,
+                description=claims.description,
+                organization=claims.organization,
+                credit=claims.vendor,
+            )
+        )
+
     def _manifest(self, label: str, encoded: Encoded, stated: Provenance, parent: Signed | None) -> str:
-        when = stated.created.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        disclosure = {
+        disclosure: dict[str, Any] = {
             "provider": self._provider,
             "system": self._system,
             "model": stated.model,
-            "created": when,
+            "created": stated.when,
             "id": stated.gen_id,
             "ai_generated": True,
         }
+        if stated.sources:
+            disclosure["sources"] = [{"role": source.role, "sha256": source.sha256} for source in stated.sources]
         assertions: list[dict[str, Any]] = [
-            {"label": "c2pa.actions.v2", "data": {"actions": self._actions(when, encoded, stated, parent)}},
+            {"label": "c2pa.actions.v2", "data": {"actions": self._actions(encoded, stated, parent)}},
             {"label": DISCLOSURE, "kind": "Json", "data": disclosure},
         ]
+        assertions += [_soft_binding(binding) for binding in encoded.bindings]
+        if self._training is not None:
+            assertions.append(_training(self._training, self._constraints))
         if metadata := _metadata(stated.claims):
             assertions.append({"label": "cawg.metadata", "kind": "Json", "data": metadata})
+        unsigned = [] if parent else [entry for source, entry in _ingredients(stated) if not source.data]
         manifest = {
             "label": label,
             "title": stated.claims.title or f"{stated.gen_id}.{encoded.extension}",
             "claim_generator_info": [self._system],
+            "ingredients": unsigned,
             "assertions": assertions,
         }
         # Half a surrogate pair, which JSON from outside may hold, has no UTF-8 form: it becomes a question mark.
         return json.dumps(manifest, ensure_ascii=False).encode("utf-8", "replace").decode()
 
-    def _actions(self, when: str, encoded: Encoded, stated: Provenance, parent: Signed | None) -> list[dict[str, Any]]:
-        """How the picture began, then what was done to it."""
-        if parent is None:
-            began: dict[str, Any] = {"action": "c2pa.created", "description": f"Drawn by the model {stated.model}"}
-        else:
-            began = {"action": "c2pa.opened", "parameters": {"ingredientIds": [parent.label]}}
-        began |= {"digitalSourceType": AI_GENERATED}
-        then = [{"action": edit.action, "description": edit.description} for edit in encoded.edits]
-        return [action | {"when": when, "softwareAgent": self._system} for action in (began, *then)]
+    def _actions(self, encoded: Encoded, stated: Provenance, parent: Signed | None) -> list[dict[str, Any]]:
+        """How the picture began, then what was done to it, in this order."""
+        actions = _opened(parent, stated.source_type) if parent else _drawn(stated)
+        actions += [{"action": edit.action, "description": edit.description} for edit in encoded.edits]
+        if any(binding.alg == self._pixel_mark for binding in encoded.bindings):
+            # The soft binding that it speaks of is an assertion of this manifest (C2PA 2.2, "Watermarking").
+            actions.append({"action": "c2pa.watermarked.bound", "description": "An id in the pixels, not to be seen"})
+        before = parent.mime if parent else "image/png"
+        if encoded.mime != before:
+            what = f"{_NAMES[before]} to {_NAMES[encoded.mime]}"
+            lossless = ", without loss" if encoded.lossless else ""
+            actions.append({"action": "c2pa.converted", "description": f"{what}{lossless}"})
+        return [action | {"when": stated.when, "softwareAgent": self._system} for action in actions]
+
+
+_NAMES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WebP", "image/avif": "AVIF"}
+
+
+def _opened(parent: Signed, source_type: str) -> list[dict[str, Any]]:
+    return [
+        {"action": "c2pa.opened", "digitalSourceType": source_type, "parameters": {"ingredientIds": [parent.label]}}
+    ]
+
+
+def _drawn(stated: Provenance) -> list[dict[str, Any]]:
+    """By the model: from nothing, or over what was there."""
+    looked_at = [source.name for source in stated.sources if source is not stated.parent]
+    # The same file twice is one ingredient, and never an input beside being the parent.
+    looked_at = [name for name in dict.fromkeys(looked_at) if stated.parent is None or name != stated.parent.name]
+    inputs = {"parameters": {"ingredientIds": looked_at}} if looked_at else {}
+    model: dict[str, Any] = {"digitalSourceType": stated.source_type, **inputs}
+    if stated.parent is None:
+        return [{"action": "c2pa.created", "description": f"Drawn by the model {stated.model}", **model}]
+    return [
+        {"action": "c2pa.opened", "parameters": {"ingredientIds": [stated.parent.name]}},
+        {"action": "c2pa.edited", "description": f"Drawn over by the model {stated.model}", **model},
+    ]
+
+
+def _ingredients(stated: Provenance) -> list[tuple[Source, dict[str, Any]]]:
+    """Each source once, with its ingredient. One without credentials is known by its hash alone."""
+    entries: dict[str, tuple[Source, dict[str, Any]]] = {}
+    for number, source in enumerate(sorted(stated.sources, key=lambda source: source is not stated.parent), 1):
+        entry = {
+            "title": f"Reference picture {number}",
+            "relationship": "parentOf" if source is stated.parent else "inputTo",
+            "instance_id": source.name,
+            "description": f"SHA-256 of the file as it was sent: {source.sha256}",
+        }
+        entries.setdefault(source.name, (source, entry))
+    return list(entries.values())
+
+
+def _soft_binding(binding: SoftBinding) -> dict[str, Any]:
+    """One assertion per algorithm, over the whole picture (C2PA 2.2, "Soft binding")."""
+    return {
+        "label": "c2pa.soft-binding",
+        "data": {"alg": binding.alg, "blocks": [{"scope": {}, "value": binding.value}]},
+    }
+
+
+def _training(use: Training, constraints: str) -> dict[str, Any]:
+    entry = {"use": use} | ({"constraint_info": constraints} if constraints else {})
+    return {"label": "cawg.training-mining", "data": {"entries": dict.fromkeys(_USES, entry)}}
 
 
 def _metadata(claims: Claims) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import c2pa
@@ -29,6 +29,25 @@ _WORDS = {
 _TAMPERED = (".mismatch", ".missing", "claim.malformed", "claim.cbor.invalid", "assertion.cbor.invalid")
 
 
+_CHANGED = {"assertion.dataHash.mismatch", "assertion.bmffHash.mismatch", "assertion.boxesHash.mismatch"}
+_CLAIMS = {
+    "author": "dc:creator",
+    "title": "dc:title",
+    "description": "dc:description",
+    "organization": "dc:publisher",
+    "vendor": "photoshop:Credit",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that was done to the picture: a C2PA action, a sentence, and when (ISO 8601), as far as it is said."""
+
+    action: str
+    description: str = ""
+    when: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What the bytes say about themselves, and whether it holds.
@@ -39,9 +58,11 @@ class Report:
                invalid     intact, but the signature does not count: an expired certificate, say
                unsigned    a picture without a manifest
                unreadable  not a JPEG, PNG, WebP or AVIF that can be read
-    `when` is the time that the signer states, ISO 8601; `actions` are C2PA action names in their order; `claims` are
-    the other statements by label; `failures` are sentences. Everything but `state` and `failures` is a statement of
-    the signer, and worth nothing unless the state is trusted.
+    `when` is the time that the signer states, ISO 8601; `actions` are C2PA action names in their order and `history`
+    the same in full; `claims` are the other statements by label; `said` is what whoever asked for the picture wanted
+    said of it, by the names of the API; `training` is what it may be used for; `failures` are sentences.
+    `pixels_changed` and `ai_generated` are None where nothing is known. Everything but `state`, `pixels_changed` and
+    `failures` is a statement of the signer, and worth nothing unless the state is trusted.
     """
 
     state: State
@@ -55,6 +76,11 @@ class Report:
     claims: Mapping[str, Any] | None = None
     label: str = ""
     failures: tuple[str, ...] = ()
+    history: tuple[Step, ...] = ()
+    said: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, str] | None = None
+    ai_generated: bool | None = None
+    pixels_changed: bool | None = None
 
 
 def verify(data: bytes, anchors_pem: bytes) -> Report:
@@ -90,8 +116,9 @@ def _report(store: Mapping[str, Any], mime: Mime) -> Report:
     actions = [a for name in claims if name.startswith("c2pa.actions") for a in _mappings(claims[name], "actions")]
     signature = manifest.get("signature_info") or {}
     generators = manifest.get("claim_generator_info") or [{}]
+    state = _state(str(store.get("validation_state")), failures)
     return Report(
-        state=_state(str(store.get("validation_state")), failures),
+        state=state,
         mime=mime,
         signer=str(signature.get("common_name") or ""),
         issuer=str(signature.get("issuer") or ""),
@@ -102,7 +129,34 @@ def _report(store: Mapping[str, Any], mime: Mime) -> Report:
         claims=claims,
         label=label,
         failures=tuple(_WORDS.get(code, f"{explanation} ({code})") for code, explanation in failures.items()),
+        history=tuple(
+            Step(**{name: str(a.get(name) or "") for name in ("action", "description", "when")}) for a in actions
+        ),
+        said=_said(_mapping(claims, "cawg.metadata")),
+        training=_training(_mapping(_mapping(claims, "cawg.training-mining"), "entries")),
+        ai_generated=any("trainedalgorithmicmedia" in str(a.get("digitalSourceType")).lower() for a in actions),
+        pixels_changed=True if _CHANGED & failures.keys() else False if state in ("trusted", "valid") else None,
     )
+
+
+def _step(action: Mapping[str, Any]) -> Step:
+    return Step(**{name: str(action.get(name) or "") for name in ("action", "description", "when")})
+
+
+def _said(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The requester's claims by their names in the API; a list of names as one text."""
+    found = {name: metadata.get(key) for name, key in _CLAIMS.items()}
+    texts = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in found.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str) and text}
+
+
+def _training(entries: Mapping[str, Any]) -> dict[str, str] | None:
+    """What models may be trained with the picture: `use`, and `constraints` where there are any."""
+    entry = _mapping(entries, "cawg.ai_generative_training")
+    if not entry:
+        return None
+    told = {"use": str(entry.get("use", "")), "constraints": str(entry.get("constraint_info") or "")}
+    return {name: text for name, text in told.items() if text}
 
 
 def _state(said: str, failures: Mapping[str, str]) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import secrets
 import time
@@ -25,6 +26,7 @@ from starlette.routing import BaseRoute, Route
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.errors import ComplianceError
+from compliance.pixelmark import ALGORITHM, PixelMark
 from compliance.review import Reviewer
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
@@ -35,20 +37,25 @@ from gateway.acs.local import LocalCompliance
 from gateway.acs.remote import RemoteCompliance
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import access
-from gateway.core.advance import Advancer, Policy, withdraw
+from gateway.core.advance import Advancer, Policy, let_go, withdraw
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
 from gateway.core.catalog import load
+from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
+from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
+from gateway.core.recognition import Recognition
 from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
+from gateway.core.throttle import Throttle
 from gateway.dialects.base import Dialect, Json
 from gateway.dialects.imgen import ImgenDialect
 from gateway.dialects.pictures import PictureDialect
+from gateway.dialects.provenance import BODY_LIMIT, ProvenanceDialect
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -59,9 +66,12 @@ from gateway.errors import (
 from gateway.jobs.appeals import SqlAppeals
 from gateway.jobs.audit import SqlAudit
 from gateway.jobs.database import Database
+from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
+from gateway.jobs.originals import SqlOriginals
+from gateway.jobs.records import SqlRecords
 from gateway.jobs.store import SqlJobs
 from gateway.middleware import LastResort, RequestId
 from gateway.pages.site import Site
@@ -70,8 +80,6 @@ from gateway.storage.disk import DiskStorage
 from gateway.webhooks import Webhook
 
 log = structlog.get_logger(__name__)
-
-MOST_BYTES = 32 * 2**20
 
 
 def create_app(
@@ -110,11 +118,15 @@ def create_app(
         transport=backend_transport,
     )
     compliance = compliance_of(settings, reviewers)
+    records = SqlRecords(database)
+    pixel_mark = pixel_mark_of(settings, secret)
     finisher = Finisher(
         storage=storage,
+        records=records,
         compliance=compliance,
-        polisher=polisher_of(settings),
+        polisher=polisher_of(settings, pixel_mark if settings.pixel_mark else None),
         threads=settings.finish_threads,
+        now=time.time,
     )
     jobs = SqlJobs(database)
     audit = Audit(SqlAudit(database), now=time.time, keep_prompts=settings.audit_prompts)
@@ -129,7 +141,7 @@ def create_app(
         jobs=jobs,
         events=events,
         audit=audit,
-        withdraw=partial(withdraw, backend),
+        withdraw=partial(let_go, backend, storage),
         mode=settings.minors_hold,
         now=time.time,
     )
@@ -145,6 +157,20 @@ def create_app(
         now=time.time,
         webhook=backend.webhook,
     )
+    appeals = SqlAppeals(database)
+    deletion = Deletion(
+        store=SqlDeletions(database),
+        storage=storage,
+        records=records,
+        appeals=appeals,
+        audit=audit,
+        withdraw=partial(withdraw, backend),
+        policy=policy,
+        now=time.time,
+    )
+    originals = Originals(
+        store=SqlOriginals(database), storage=storage, appeals=appeals, audit=audit, policy=policy, now=time.time
+    )
     service = GenerationService(
         jobs=jobs,
         backend=backend,
@@ -154,12 +180,21 @@ def create_app(
         finisher=finisher,
         advancer=advancer,
         logos=LogoDesk(storage=storage, compliance=compliance, safeguard=safeguard),
-        appeals=Appeals(store=SqlAppeals(database), jobs=jobs, audit=audit, now=time.time),
+        appeals=Appeals(store=appeals, jobs=jobs, audit=audit, now=time.time),
+        deletion=deletion,
         safeguard=safeguard,
         policy=policy,
         now=time.time,
     )
     entrance = access.Access(keys, now=time.time)
+    recognition = Recognition(
+        records=records,
+        jobs=jobs,
+        pixel_mark=pixel_mark,
+        anchors=anchors_of(settings),
+        threads=settings.finish_threads,
+        now=time.monotonic,
+    )
     dialects: list[Dialect] = [
         ImgenDialect(
             service,
@@ -168,9 +203,10 @@ def create_app(
             unknown_ruleset=settings.unknown_ruleset,
         ),
         PictureDialect(service, entrance),
+        ProvenanceDialect(recognition, Throttle(per_minute=settings.verify_rate, now=time.monotonic)),
     ]
     site = Site(
-        most_bytes=MOST_BYTES,
+        most_bytes=BODY_LIMIT,
         development=settings.signing_chain is None,
         picture_origins=[settings.base_url()],
     )
@@ -184,9 +220,12 @@ def create_app(
             await stack.enter_async_context(backend.open())
             await stack.enter_async_context(compliance.open())
             await finisher.open()
+            await recognition.open()
             if settings.api_key:
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
+            await stack.enter_async_context(deletion.running())
+            await stack.enter_async_context(originals.running())
             if notifier is not None:
                 await stack.enter_async_context(notifier.open())
                 await stack.enter_async_context(OperatorEvents(events, notifier, now=time.time).running())
@@ -265,10 +304,10 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
     return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
 
 
-def polisher_of(settings: Settings) -> Polisher:
+def polisher_of(settings: Settings, pixel_mark: PixelMark | None) -> Polisher:
     """What marks, encodes and signs. Raises `SettingsError` when the signing credentials are not usable."""
     return Polisher(
-        signer=Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider),
+        signer=signer_of(settings),
         defaults=Credentials(
             author=settings.author,
             title=settings.title,
@@ -278,6 +317,27 @@ def polisher_of(settings: Settings) -> Polisher:
         ),
         now=time.time,
         badge_at=None if settings.badge == "off" else settings.badge,
+        tell_prompts=settings.embed_prompts,
+        pixel_mark=pixel_mark,
+    )
+
+
+def pixel_mark_of(settings: Settings, secret: bytes) -> PixelMark:
+    """What lays ids into pixels and finds them there; also where none are laid any more, for those that are out."""
+    key = settings.pixel_mark_key.encode() or hmac.digest(secret, b"imgen pixel mark", "sha256")
+    return PixelMark(key)
+
+
+def signer_of(settings: Settings) -> Signer:
+    """What signs the pictures. Raises `SettingsError` when the signing credentials are not usable."""
+    return Signer(
+        signing_credentials(settings),
+        name="imgen",
+        version=__version__,
+        provider=settings.provider,
+        training=None if settings.training_mining == "off" else settings.training_mining,
+        constraints=settings.training_mining_info,
+        pixel_mark=ALGORITHM,
     )
 
 
@@ -311,6 +371,11 @@ def signing_credentials(settings: Settings) -> SigningCredentials:
         return SigningCredentials.from_pem_files(settings.signing_chain, settings.signing_key, settings.signing_anchors)
     except ComplianceError as exc:
         raise SettingsError(f"IMGEN_SIGNING_CHAIN: {exc.message}", fix=exc.fix) from exc
+
+
+def anchors_of(settings: Settings) -> bytes:
+    """The PEM roots that readers of our pictures trust. Raises `SettingsError`."""
+    return signing_credentials(settings).anchors_pem
 
 
 def authority_folder(settings: Settings) -> Path:

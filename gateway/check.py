@@ -8,9 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 import httpx
 
 from compliance.errors import ComplianceError
-from compliance.sign import Signer
-from gateway import __version__
-from gateway.app import compliance_of, secret_of, signing_credentials
+from gateway.app import compliance_of, secret_of, signer_of
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import catalog
 from gateway.core.catalog import Catalog
@@ -48,8 +46,7 @@ def looks(settings: Settings) -> Iterator[tuple[str, Look]]:
         return f"active API keys: {active}" if active else "no active API key; make one with: imgen keys create"
 
     async def see_signing() -> str:
-        signer = Signer(signing_credentials(settings), name="imgen", version=__version__, provider=settings.provider)
-        signer.probe()
+        signer_of(settings).probe()
         return str(settings.signing_chain or "the data folder's development authority")
 
     async def see_storage() -> str:

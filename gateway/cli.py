@@ -12,6 +12,7 @@ from gateway import __version__
 from gateway.commands.acs import acs
 from gateway.commands.appeals import app as appeals_app
 from gateway.commands.audit import app as audit_app
+from gateway.commands.jobs import app as jobs_app
 from gateway.commands.rulesets import app as rulesets_app
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ app.add_typer(models_app, name="models")
 app.command()(acs)
 app.add_typer(audit_app, name="audit")
 app.add_typer(appeals_app, name="appeals")
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(rulesets_app, name="rulesets")
 
 Data = Annotated[Path | None, typer.Option(help="Data folder; IMGEN_DATA, or var.", show_default=False)]
@@ -206,6 +208,21 @@ def generate(
         console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {file.seed}")
         console.say(f"{report.state}: signed by {report.signer or 'nobody'}, {report.when}")
         typer.echo(str(path))
+
+
+@app.command()
+def delete(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="As generate returned it: run_….")],
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+) -> None:
+    """Take a job and its pictures away for good."""
+    from gateway.console import say
+
+    with _client(_settings(data=data), url, key) as client:
+        deleted = client.delete(job_id)
+    say(f"{deleted['id']} is deleted; it was {deleted['status']}")
 
 
 @app.command()

@@ -134,6 +134,10 @@ class Client:
     def cancel(self, ticket: Ticket) -> None:
         self._call({"action": "cancel", "id": ticket.id})
 
+    def delete(self, job_id: str) -> dict[str, Any]:
+        """Takes the job and its pictures away for good. The answer's ``status`` says how it stood."""
+        return self._call({"action": "delete", "id": job_id})
+
     def wait(
         self,
         ticket: Ticket,

@@ -4,12 +4,13 @@ x GatewayError
   x BadRequest                the caller can mend it
     + InvalidJson, MissingAction, UnknownAction, InvalidField, PromptRequired, PromptTooLong, InvalidCharacter, BadId
   x BodyTooLarge
+  + TooManyRequests           wait, and send it again
   x AccessDenied
     + MissingKey, InvalidKey, DisabledKey, HeldKey
   x PromptBlocked             the content policy refused the words
     + ReferenceBlocked, WatermarkBlocked    or a picture that came with them
   x NotFound
-    + JobNotFound, PictureNotFound, CachedResultNotFound, CacheMiss, RouteNotFound, AppealNotFound
+    + JobNotFound, PictureNotFound, CachedResultNotFound, CacheMiss, RouteNotFound, AppealNotFound, ManifestNotFound
   + MethodNotAllowed
   + JobNotOpen                the job has ended, so it cannot be cancelled
   + PictureNotReady           the job has not ended, so there is nothing to show
@@ -111,6 +112,18 @@ class BodyTooLarge(GatewayError):
     code = "body_too_large"
 
 
+class TooManyRequests(GatewayError):
+    """Too many requests"""
+
+    code = "too_many_requests"
+    retryable = True
+
+    def __init__(self, seconds: int) -> None:
+        """How many seconds to wait before the next one."""
+        super().__init__(fix=f"Send the request again in {seconds} seconds.")
+        self.seconds = seconds
+
+
 class AccessDenied(GatewayError):
     """Unauthorized"""
 
@@ -193,6 +206,13 @@ class PictureNotFound(NotFound):
 
     code = "picture_not_found"
     fix = "Send the id of a completed job of this API key, and an index that its meta.images has."
+
+
+class ManifestNotFound(NotFound):
+    """Manifest not found"""
+
+    code = "manifest_not_found"
+    fix = "Send an id that a match returned."
 
 
 class AppealNotFound(NotFound):

@@ -112,9 +112,23 @@ class Settings(BaseModel):
     audit_prompts: bool = Field(False, description="Whether the audit holds prompts, and not only their hashes")
     unsafe_url_ttl: Seconds = Field(300, description="Seconds that the URL of a blocked picture lives")
 
+    retention_days: float = Field(0, ge=0, description="Days after its end that a job is deleted; 0 keeps it for ever")
+    quarantine_days: float = Field(0, ge=0, description="Days that originals of blocked pictures stay; 0: as the job")
+    master_days: float = Field(0, ge=0, description="Days that originals of delivered pictures stay; 0: as the job")
+
     signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
     signing_key: Path | None = Field(None, description="PEM private key (PKCS#8) of the leaf")
     signing_anchors: Path | None = Field(None, description="PEM roots that the chain must lead to")
+    training_mining: Literal["off", "notAllowed", "allowed", "constrained"] = Field(
+        "off", description="What the pictures may be used for by those who train models (CAWG), said in each of them"
+    )
+    training_mining_info: str = Field("", max_length=2000, description="Under which constraints, for constrained")
+    embed_prompts: bool = Field(False, description="Whether the XMP of a picture holds its prompt, for all to read")
+    pixel_mark: bool = Field(True, description="Whether pictures carry an id in their pixels that nobody sees")
+    pixel_mark_key: str = Field(
+        "", description="Secret of these ids, the same for ever; from IMGEN_SECRET when empty; 16 characters at least"
+    )
+    verify_rate: float = Field(60, ge=0, description="Pictures a minute that one address may have verified; 0: none")
     badge: Literal["off", "top-left", "top-right", "center", "bottom-left", "bottom-right"] = Field(
         "off", description='Where every picture shows the badge "AI", if anywhere'
     )
@@ -138,8 +152,12 @@ class Settings(BaseModel):
             raise ValueError("secret: must have 32 characters at least")
         if (self.signing_chain is None) != (self.signing_key is None):
             raise ValueError("signing_chain: set it together with signing_key")
+        if (self.training_mining == "constrained") != bool(self.training_mining_info):
+            raise ValueError("training_mining_info: set it together with training_mining=constrained, and only then")
         if self.judge_url and not self.judge_model:
             raise ValueError("judge_url: set it together with judge_model")
+        if self.pixel_mark_key and len(self.pixel_mark_key) < 16:
+            raise ValueError("pixel_mark_key: must have 16 characters at least")
         if self.operator_webhook and not self.operator_secret:
             raise ValueError("operator_webhook: set it together with operator_secret")
         if self.acs_key and not (self.acs_key.isascii() and len(self.acs_key) >= 16):

@@ -101,7 +101,8 @@ class Patterns:
         self.scrambler = bits
         noise = np.frombuffer(self._stream("dither", 4 * EDGE * EDGE), np.uint8)
         #: Shape (256, 256), -0.45 to 0.45: with it a mark of less than half a level survives the rounding.
-        self.dither = ((noise.reshape(2 * EDGE, 2 * EDGE).astype(np.float32) + 0.5) / 256 - 0.5) * 0.9
+        even = (noise.reshape(2 * EDGE, 2 * EDGE).astype(np.float32) + 0.5) / 256 - 0.5
+        self.dither = np.asarray(0.9 * even, np.float32)
 
     def _pattern(self, band: Band) -> Pattern:
         u, v, radius = _ring(band.low, band.high)

@@ -33,11 +33,13 @@ MAX_ATTEMPTS = 2
 MAX_STUMBLES = 12
 #: Jobs that one replica moves at the same time.
 AT_ONCE = 64
+#: Seconds for removing what an ended job leaves over. Its lease is over then, which must not break that off.
+TIDY = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """Times in seconds; see the settings of the same names."""
+    """Times in seconds, where the name does not say days; see the settings of the same names."""
 
     execution_timeout: float = 300
     job_ttl: float = 330
@@ -48,6 +50,9 @@ class Policy:
     sweep_interval: float = 1
     poll_interval: float = 2
     finish_deadline: float = 180
+    retention_days: float = 0
+    quarantine_days: float = 0
+    master_days: float = 0
 
 
 class Advancer:
@@ -260,7 +265,8 @@ class Advancer:
             await self._finisher.discard(finished)
             return
         log.info("job finished", job=job.gen_id, state=state, timings=finished.timings)
-        await self._finisher.tidy(done)
+        with anyio.move_on_after(TIDY, shield=True):
+            await self._finisher.tidy(done)
 
     async def _record(self, job: Job, index: int, verdict: Verdict, sha256: str) -> None:
         """Every verdict goes into the audit, and one about minors has consequences, before any picture can be read.
@@ -272,7 +278,7 @@ class Advancer:
 
     async def _finish_later(self, job: Job, lease: str, exc: GatewayError) -> None:
         log.warning("finishing failed", job=job.gen_id, code=exc.code, error=exc.message, tries=job.tries + 1)
-        if job.release and job.outcome:
+        if job.release and job.outcome and job.deleted_at is None:
             # A person waits for it, and there was an outcome before: nothing of that may be lost.
             if exc.retryable:
                 await self._later(job, lease)
@@ -295,15 +301,17 @@ class Advancer:
         job = await self._jobs.get(gen_id)
         if job is None or not job.open:
             return
-        # What a person let go had an outcome before, which must not be lost.
-        if job.tries >= MAX_STUMBLES and not job.release:
+        # What a person let go had an outcome before, which must not be lost, unless its owner wants it no more.
+        if job.tries >= MAX_STUMBLES and (not job.release or job.deleted_at is not None):
             await self.end(job, lease, State.FAILED, Fault(code="internal_error"))
         else:
             await self._later(job, lease)
 
     async def _again(self, job: Job, lease: str, state: State, fault: Fault) -> None:
-        """Have it drawn once more, with fresh upload addresses; end it when that was the last attempt."""
-        if job.attempt + 1 >= MAX_ATTEMPTS or self._now() >= job.deadline_at:
+        """Have it drawn once more, with fresh upload addresses; end it when that was the last attempt, or when nobody
+        wants it any more.
+        """
+        if job.deleted_at is not None or job.attempt + 1 >= MAX_ATTEMPTS or self._now() >= job.deadline_at:
             await self.end(job, lease, state, fault)
             return
         log.warning("job handed over again", job=job.gen_id, code=fault.code, attempt=job.attempt + 1)
@@ -327,7 +335,8 @@ class Advancer:
         ended = replace(job, state=state, fault=fault, finished_at=self._now())
         if await self._jobs.save(ended, lease=lease, release=True):
             log.warning("job ended", job=job.gen_id, state=state, code=fault.code)
-            await self._storage.purge(raw_prefix(job))
+            with anyio.move_on_after(TIDY, shield=True):
+                await self._storage.purge(raw_prefix(job))
 
     async def _keep_lease(self, gen_id: str, lease: str, scope: anyio.CancelScope) -> None:
         while True:
@@ -340,15 +349,7 @@ class Advancer:
     def let_go_soon(self, job: Job) -> None:
         """Stop the drawing of a cancelled job and remove what it kept, without waiting for it."""
         if self._tasks is not None:
-            self._tasks.start_soon(self._let_go, job)
-
-    async def _let_go(self, job: Job) -> None:
-        await withdraw(self._backend, job)
-        try:
-            await self._storage.purge(raw_prefix(job))
-        except Unavailable as exc:
-            # What stays is swept up with all that is old.
-            log.warning("files of a cancelled job stay", job=job.gen_id, error=exc.message)
+            self._tasks.start_soon(let_go, self._backend, self._storage, job)
 
     def _nudge(self, gen_id: str) -> None:
         """Advance a job soon. Asked while it is at it, it looks once more: the news may have come after the look."""
@@ -393,6 +394,16 @@ async def withdraw(backend: Backend, job: Job) -> None:
         await backend.cancel(job.backend_id)
     except (BackendUnavailable, BackendRefused) as exc:
         log.warning("backend did not cancel", job=job.gen_id, error=exc.message)
+
+
+async def let_go(backend: Backend, storage: Storage, job: Job) -> None:
+    """Stop the drawing of a cancelled job and remove what it kept."""
+    await withdraw(backend, job)
+    try:
+        await storage.purge(raw_prefix(job))
+    except Unavailable as exc:
+        # What stays is swept up with all that is old.
+        log.warning("files of a cancelled job stay", job=job.gen_id, error=exc.message)
 
 
 def _state_of(outcome: Outcome) -> State:

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 #: Characters of a reason or of a note.
 LONGEST = 2000
+_NO_LONGER = "What was blocked of this job is no longer kept"
 
 
 def new_appeal_id() -> str:
@@ -30,7 +31,7 @@ def new_appeal_id() -> str:
 
 
 def blocked_pictures(job: Job) -> tuple[PictureReview, ...]:
-    """The pictures of an ended job that its review has kept back."""
+    """The pictures of an ended job that its review has kept back; those without a key are gone."""
     if job.outcome is None or job.state not in (State.BLOCKED, State.COMPLETED):
         return ()
     return tuple(review for review in job.outcome.each if not review.verdict.safe)
@@ -65,8 +66,8 @@ class Appeals:
             raise JobNotFound
         appeal = await self._undecided(job)
         if appeal is None:
-            if not blocked_pictures(job):
-                raise NothingToAppeal
+            if not any(review.key for review in blocked_pictures(job)):
+                raise NothingToAppeal(_NO_LONGER if blocked_pictures(job) else None)
             appeal = Appeal(
                 id=self._new_id(),
                 gen_id=job.gen_id,
@@ -78,6 +79,10 @@ class Appeals:
                 created_at=self._now(),
             )
             if await self._store.add(appeal):
+                if await self._jobs.find(surface, public_id) is None:
+                    # Deleted, and maybe purged, in between: nobody would close it any more.
+                    await self._store.forget(job.gen_id, keep_words=False, now=self._now())
+                    raise JobNotFound
                 log.warning("appeal filed", job=job.gen_id, appeal=appeal.id)
             else:
                 # Somebody else was faster.
@@ -100,7 +105,7 @@ class Appeals:
     async def uphold(self, appeal_id: str, by: str, note: str) -> Appeal:
         """What is blocked stays so. Idempotent; raises `AppealNotFound`, and `AppealDecided` when it was let go."""
         by, note = _checked("by", by), _checked("note", note)
-        appeal, job = await self.get(appeal_id)
+        appeal, job = await self._to_decide(appeal_id)
         if appeal.state == "upheld":
             return appeal
         if appeal.state != "open" or job.release is not None:
@@ -119,7 +124,7 @@ class Appeals:
         the audit before the picture moves, and the appeal stays open until it has.
         """
         by, note = _checked("by", by), _checked("note", note)
-        appeal, job = await self.get(appeal_id)
+        appeal, job = await self._to_decide(appeal_id)
         if appeal.state == "released":
             return appeal
         if appeal.state != "open":
@@ -128,13 +133,21 @@ class Appeals:
             await self._let_go(appeal, job, by, note)
         return await self._decide(appeal, "released", by, note)
 
+    async def _to_decide(self, appeal_id: str) -> tuple[Appeal, Job]:
+        appeal, job = await self.get(appeal_id)
+        if job.deleted_at is not None:
+            raise AppealDecided("The job was deleted", fix="Nothing of it is left to decide about.")
+        return appeal, job
+
     async def _let_go(self, appeal: Appeal, job: Job, by: str, note: str) -> None:
         blocked = blocked_pictures(job)
         if any(review.verdict.minors for review in blocked):
             raise NotReleasable
-        free = [review for review in blocked if review.verdict.releasable]
+        free = [review for review in blocked if review.verdict.releasable and review.key]
         if not blocked:
             raise NothingToAppeal(f"Nothing of job {job.gen_id} is blocked: it is {job.state}")
+        if not free and any(review.verdict.releasable for review in blocked):
+            raise NothingToAppeal(_NO_LONGER)
         if not free:
             raise NotReleasable
         verdicts = {review.index: review.verdict.released(by) for review in free}
@@ -142,6 +155,9 @@ class Appeals:
         release = Release(indexes=tuple(sorted(verdicts)), by=by, note=note, at=self._now())
         if await self._jobs.reopen(job.gen_id, release, now=self._now()):
             log.warning("pictures released", job=job.gen_id, appeal=appeal.id, by=by, indexes=release.indexes)
+        else:
+            # Somebody released the same before, or took the job away this moment.
+            await self._to_decide(appeal.id)
 
     async def _undecided(self, job: Job) -> Appeal | None:
         """The job's open appeal. Raises `AppealDecided` when a person has decided one."""

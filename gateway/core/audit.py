@@ -75,6 +75,34 @@ class Audit:
     async def key_released(self, key_id: str, *, by: str) -> None:
         await self._add("key_released", {"key_id": key_id, "by": by})
 
+    async def deleted(self, job: Job, *, by: str) -> None:
+        """A caller takes a job away, by the id of a key."""
+        await self._once("deleted", job.gen_id, {**_job(job), "cause": "caller", "by": by})
+
+    async def expired(self, job: Job) -> None:
+        """The end of its time took a job away. Nothing where somebody is on record for it."""
+        if not any(link.entry.kind in ("deleted", "purge_ordered") for link in await self._log.of(job.gen_id)):
+            await self._once("deleted", job.gen_id, {**_job(job), "cause": "retention", "by": ""})
+
+    async def purged(self, job: Job, *, kept: Sequence[str]) -> None:
+        """The files of a deleted job are gone, but for the folders that were kept."""
+        await self._once("purged", job.gen_id, {**_job(job), "kept": list(kept)})
+
+    async def originals_purged(self, job: Job, *, folder: str) -> None:
+        """The time of originals is over; the job itself stays."""
+        await self._once("originals_purged", job.gen_id, {**_job(job), "folder": folder})
+
+    async def purge_ordered(self, job: Job, *, by: str, note: str) -> None:
+        """The operator has a job purged, whatever evidence it is."""
+        await self._once("purge_ordered", job.gen_id, {**_job(job), "by": by, "note": note})
+
+    async def is_evidence(self, gen_id: str) -> bool:
+        """Whether a rule about minors has spoken of the job, and the operator has not let it go since."""
+        links = await self._log.of(gen_id)
+        ordered = max((link.entry.seq for link in links if link.entry.kind == "purge_ordered"), default=0)
+        verdicts = [link.entry for link in links if link.entry.kind == "verdict" and link.entry.seq > ordered]
+        return any(entry.body.get("minors", True) for entry in verdicts)
+
     async def _once(self, kind: str, gen_id: str, body: dict[str, Any]) -> None:
         """Written before, the same is not written again: its step is done over after a crash between two writes."""
         before = await self._log.of(gen_id)

@@ -14,19 +14,22 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import anyio
 import anyio.to_thread
 
 from compliance.errors import BrokenRender, ComplianceError, LogoRefused, PictureRefused
-from compliance.logo import read_logo
-from compliance.picture import Blocked, Raw, Reviewed, Signed, decode
+from compliance.fingerprint import fingerprint
+from compliance.logo import Logo, kept_logo
+from compliance.picture import Blocked, Raw, Reviewed, decode
 from compliance.review import Context, judged
+from compliance.sign import Source
 from compliance.verdict import Verdict
 from gateway.core import prompts
-from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readiness, StoredPicture
+from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readiness, Record, Reference, StoredPicture
 from gateway.core.polishing import Finished, Material, Polisher, timed
-from gateway.core.ports import Compliance, Storage
+from gateway.core.ports import Compliance, Records, Storage
 from gateway.errors import FinishingFailed
 
 
@@ -48,7 +51,7 @@ class Looked:
 
 
 #: Takes the index of a picture, its verdict, and the SHA-256 of its original.
-Record = Callable[[int, Verdict, str], Awaitable[None]]
+Recorder = Callable[[int, Verdict, str], Awaitable[None]]
 _MOST_VERDICTS = 4096
 #: What the file names of the kinds end in.
 _ENDINGS = {"signed": "", "thumbnail": "_thumb", "unsafe": "_unsafe"}
@@ -69,6 +72,14 @@ def reference_key(gen_id: str, index: int) -> str:
     return f"raw/{gen_id}/references/{index}.png"
 
 
+def signed_reference_key(folder: str, gen_id: str, index: int) -> str:
+    """Where a reference picture that came with content credentials lies, as it was sent.
+
+    In ``raw`` as long as its job is open, and in ``quarantine`` as long as a person may let go what was blocked.
+    """
+    return f"{folder}/{gen_id}/references/{index}.signed"
+
+
 class Finisher:
     """Makes the `Outcome` of a drawn job. Open it before use: it proves that what it signs is trusted."""
 
@@ -76,11 +87,15 @@ class Finisher:
         self,
         *,
         storage: Storage,
+        records: Records,
         compliance: Compliance,
         polisher: Polisher,
         threads: int,
+        now: Callable[[], float],
     ) -> None:
         self._storage = storage
+        self._records = records
+        self._now = now
         self._compliance = compliance
         self._polisher = polisher
         self._threads = threads
@@ -102,7 +117,7 @@ class Finisher:
     def readiness(self) -> Readiness:
         return self._readiness
 
-    async def finish(self, job: Job, record: Record) -> Outcome:
+    async def finish(self, job: Job, record: Recorder) -> Outcome:
         """Everything that was drawn, reviewed, signed and stored; nothing is visible before the caller commits it.
 
         Each verdict goes to ``record`` as soon as it is there: it counts even when the job comes to nothing.
@@ -116,7 +131,9 @@ class Finisher:
         if not looked:
             raise DrawAgain("raw_picture_lost", "the worker drew nothing")
         minors = next((each.verdict for each in looked if each.verdict.minors), None)
-        material = await self._material(job)
+        material = await self._material(job, "raw")
+        if any(not each.verdict.safe and each.verdict.releasable for each in looked):
+            await self._keep_sources(job, material)
         reviews: list[PictureReview] = []
         finished: list[Finished] = []
         for each in looked:
@@ -141,7 +158,7 @@ class Finisher:
             timings=timings,
         )
 
-    async def release(self, job: Job, record: Record) -> Outcome:
+    async def release(self, job: Job, record: Recorder) -> Outcome:
         """The outcome of a job with the pictures that a person has let go, finished like any other.
 
         What left before stays as it is. Raises `FinishingFailed` or `StorageUnavailable`.
@@ -152,7 +169,7 @@ class Finisher:
         drawn = {picture.index: picture for picture in job.drawn.pictures}
         reviews: list[PictureReview] = []
         finished: list[Finished] = []
-        material = await self._material(job)
+        material = await self._material(job, "quarantine")
         for review in job.outcome.each:
             if review.index not in job.release.indexes or review.verdict.safe:
                 reviews.append(review)
@@ -187,18 +204,21 @@ class Finisher:
         await self._storage.purge(raw_prefix(job))
         await self._storage.purge(f"out/{job.gen_id}", keep=frozenset(picture.key for picture in outcome.pictures))
         await self._storage.purge(f"master/{job.gen_id}", keep=originals)
-        await self._storage.purge(f"quarantine/{job.gen_id}", keep=originals)
+        await self._storage.purge(f"quarantine/{job.gen_id}", keep=originals | _kept_sources(job, outcome))
         copies = frozenset(review.unsafe.key for review in outcome.reviews if review.unsafe)
         await self._storage.purge(f"unsafe/{job.gen_id}", keep=copies)
+        await self._records.purge(job.gen_id, keep=frozenset(picture.label for picture in _signed_files(outcome)))
 
     async def discard(self, outcome: Outcome) -> None:
         """Remove the files of a result that did not count. Originals stay: the result that counted has the same."""
-        for picture in (*outcome.pictures, *(review.unsafe for review in outcome.reviews if review.unsafe)):
+        files = _signed_files(outcome)
+        await self._records.forget([picture.label for picture in files])
+        for picture in files:
             await self._storage.purge(picture.key)
 
     # The stages
 
-    async def _look(self, job: Job, drawn: RawPicture, record: Record, timings: dict[str, float]) -> Looked:
+    async def _look(self, job: Job, drawn: RawPicture, record: Recorder, timings: dict[str, float]) -> Looked:
         """Fetch, decode and review one picture."""
         assert job.drawn is not None
         raw = await self._fetch(raw_key(job, drawn.index), drawn, timings)
@@ -220,7 +240,11 @@ class Finisher:
             if len(self._verdicts) > _MOST_VERDICTS:
                 self._verdicts.popitem(last=False)
         await record(drawn.index, verdict, raw.sha256)
-        return Looked(drawn=drawn, raw=raw, verdict=verdict)
+        looked = Looked(drawn=drawn, raw=raw, verdict=verdict)
+        if verdict.minors:
+            # Evidence, whatever becomes of the rest of its job: raw pictures go when it fails.
+            await self._keep(job, looked, "quarantine", timings)
+        return looked
 
     async def _fetch(self, key: str, drawn: RawPicture, timings: dict[str, float]) -> Raw:
         with timed(timings, "fetch"):
@@ -250,7 +274,7 @@ class Finisher:
         if not isinstance(blocked, Blocked) or not blocked.verdict.releasable:
             return review
         finished = await self._polish(job, drawn, blocked, material, timings)
-        return replace(review, unsafe=await self._store(job, drawn, "unsafe", finished.signed, timings))
+        return replace(review, unsafe=await self._store(job, finished, "unsafe", timings))
 
     async def _polish(
         self,
@@ -265,18 +289,41 @@ class Finisher:
         with _translated():
             return await anyio.to_thread.run_sync(polish, limiter=self._limiter)
 
-    async def _material(self, job: Job) -> Material:
-        """What the caller sent beside the prompt, as it was kept."""
+    async def _material(self, job: Job, folder: str) -> Material:
+        """What the caller sent beside the prompt, as it was kept; references with credentials lie in ``folder``."""
+        return Material(logo=await self._logo(job), sources=await self._sources(job, folder))
+
+    async def _logo(self, job: Job) -> Logo | None:
         asked = job.delivery.watermark
         if asked is None:
-            return Material()
+            return None
         data = await self._storage.read(asked.key)
         if data is None:
             raise FinishingFailed("watermark_lost", "the logo is not in the storage", retryable=False)
         try:
-            return Material(logo=await anyio.to_thread.run_sync(read_logo, data, limiter=self._limiter))
+            return await anyio.to_thread.run_sync(kept_logo, data, asked.sha256, limiter=self._limiter)
         except LogoRefused as exc:
             raise FinishingFailed("watermark_lost", "the logo is damaged", retryable=False) from exc
+
+    async def _sources(self, job: Job, folder: str) -> tuple[Source, ...]:
+        """The references that had an effect. One whose file is gone is still known by its hash."""
+        sources = []
+        for index, reference in _used(job):
+            data = None
+            if reference.signed:
+                data = await self._storage.read(signed_reference_key(folder, job.gen_id, index))
+            role: Literal["init", "guide"] = "guide" if reference.role == "guide" else "init"
+            sha256 = reference.sent_sha256 or reference.sha256
+            if data is not None and fingerprint(data) != sha256:
+                raise FinishingFailed("reference_lost", "a reference is not the one that was sent", retryable=False)
+            sources.append(Source(role=role, sha256=sha256, data=data or b""))
+        return tuple(sources)
+
+    async def _keep_sources(self, job: Job, material: Material) -> None:
+        """For the day when a person lets go what was blocked: the raw files are gone by then."""
+        for (index, _), source in zip(_used(job), material.sources, strict=True):
+            if source.data:
+                await self._storage.keep(signed_reference_key("quarantine", job.gen_id, index), source.data)
 
     def _check_ready(self) -> None:
         if not self._readiness.ready:
@@ -286,17 +333,36 @@ class Finisher:
         self, job: Job, finished: Finished, timings: dict[str, float]
     ) -> tuple[StoredPicture, StoredPicture]:
         return (
-            await self._store(job, finished.drawn, "signed", finished.signed, timings),
-            await self._store(job, finished.drawn, "thumbnail", finished.thumb, timings),
+            await self._store(job, finished, "signed", timings),
+            await self._store(job, finished, "thumbnail", timings),
         )
 
-    async def _store(
-        self, job: Job, drawn: RawPicture, kind: str, signed: Signed, timings: dict[str, float]
-    ) -> StoredPicture:
-        """Store under a name that follows from the content, so that two tries never overwrite each other."""
+    async def _store(self, job: Job, finished: Finished, kind: str, timings: dict[str, float]) -> StoredPicture:
+        """Store under a name that follows from the content, so that two tries never overwrite each other, and put on
+        record how it is found again.
+        """
+        small = kind == "thumbnail"
+        drawn, signed = finished.drawn, finished.thumb if small else finished.signed
         key = f"{'unsafe' if kind == 'unsafe' else 'out'}/{job.gen_id}/{signed.sha256}.{signed.extension}"
+        record = Record(
+            label=signed.label,
+            gen_id=job.gen_id,
+            index=drawn.index,
+            type=kind,
+            tenant=job.tenant,
+            key=key,
+            sha256=signed.sha256,
+            mime=signed.mime,
+            width=signed.width,
+            height=signed.height,
+            created_at=job.drawn_at or self._now(),
+            manifest=signed.manifest,
+            mark=None if small else finished.mark,
+            code=finished.thumb_code if small else finished.code,
+        )
         with timed(timings, "store"):
             await self._storage.publish(key, signed)
+            await self._records.add(record)
         number = "" if job.drawing.n == 1 else f"_{drawn.index + 1}"
         return StoredPicture(
             key=key,
@@ -310,6 +376,25 @@ class Finisher:
             height=signed.height,
             label=signed.label,
         )
+
+
+def _signed_files(outcome: Outcome) -> list[StoredPicture]:
+    """Every file of an outcome that carries a manifest."""
+    return [*outcome.pictures, *(review.unsafe for review in outcome.reviews if review.unsafe)]
+
+
+def _used(job: Job) -> list[tuple[int, Reference]]:
+    """The references that had an effect, with their index. The worker says how many; those to begin with come first."""
+    assert job.drawn is not None
+    given = sorted(enumerate(job.drawing.references), key=lambda each: each[1].role == "guide")
+    return given[: job.drawn.references]
+
+
+def _kept_sources(job: Job, outcome: Outcome) -> frozenset[str]:
+    """What `Finisher.release` will need of the references, if anything can still be let go."""
+    if not any(not review.verdict.safe and review.verdict.releasable for review in outcome.each):
+        return frozenset()
+    return frozenset(signed_reference_key("quarantine", job.gen_id, index) for index, _ in _used(job))
 
 
 @contextmanager

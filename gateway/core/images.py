@@ -90,12 +90,17 @@ class Reference:
 
     As ``init`` the drawing starts from it and goes ``strength`` (0..1) of the way away from it; as ``guide`` the model
     looks at it with that strength, where it can.
+
+    ``sent_sha256`` is of the file as the caller sent it, empty in rows of before it was kept. ``signed`` says that the
+    file came with content credentials, and is kept too until the job is settled.
     """
 
     key: str
     sha256: str
     role: str = "init"
     strength: float = 0.6
+    sent_sha256: str = ""
+    signed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +240,8 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureReview:
-    """The verdict about one picture of a job. ``key`` is where its lossless original lies: in private, blocked or not.
+    """The verdict about one picture of a job. ``key`` is where its lossless original lies: in private, blocked or not;
+    empty when its time was over.
 
     ``unsafe`` is the signed copy of a blocked picture that may be shown to keys with the scope for it, None where it
     never may.
@@ -320,6 +326,8 @@ class Job:
     outcome: Outcome | None = None
     fault: Fault | None = None
     release: Release | None = None
+    #: When it was taken away: from then on it is nobody's, whatever its state, and it is never drawn (again).
+    deleted_at: float | None = None
 
     @property
     def open(self) -> bool:
@@ -379,7 +387,10 @@ class Readiness:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Appeal:
-    """A caller's objection to what a review blocked: ``open``, then ``upheld`` (it stays blocked) or ``released``."""
+    """A caller's objection to what a review blocked: ``open``, then ``upheld`` (it stays blocked) or ``released``.
+
+    ``closed`` when its job was deleted before anybody decided.
+    """
 
     id: str
     gen_id: str

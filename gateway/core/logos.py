@@ -55,8 +55,8 @@ class LogoDesk:
         self._storage = storage
         self._compliance = compliance
         self._safeguard = safeguard
-        #: Safe ones, by logo and version of the ruleset: the same logo is not reviewed, and paid for, each time.
-        self._passed: OrderedDict[tuple[str, str, str, str], None] = OrderedDict()
+        #: Safe ones, by all that the verdict depends on: the same logo is not reviewed, and paid for, each time.
+        self._passed: OrderedDict[tuple[str, int, str, str, str, str], None] = OrderedDict()
 
     async def take(
         self, caller: Caller, given: GivenLogo, delivery: Delivery, *, surface: str, request_id: str
@@ -69,7 +69,7 @@ class LogoDesk:
             logo = await anyio.to_thread.run_sync(read_logo, given.data, given.mime)
         except LogoRefused as exc:
             raise InvalidField("wm_image", exc.message, fix=exc.fix) from exc
-        verdict = await self._review(logo, delivery)
+        verdict = await self._review(logo, given.rotation % 360, delivery)
         if verdict is not None:
             log.warning("logo refused", rules=verdict.codes, tenant=caller.tenant)
             await self._safeguard.refused_upload(
@@ -89,17 +89,18 @@ class LogoDesk:
             padding_y=given.padding_y,
         )
 
-    async def _review(self, logo: Logo, delivery: Delivery) -> Verdict | None:
-        """The verdict that refuses it, None when there is none."""
+    async def _review(self, logo: Logo, rotation: int, delivery: Delivery) -> Verdict | None:
+        """The verdict that refuses it, None when there is none. It is looked at as it will be laid."""
         name = delivery.ruleset
-        known = (logo.sha256, name, self._compliance.rulesets.get(name, ""), delivery.tier)
+        version = self._compliance.rulesets.get(name, "")
+        known = (logo.sha256, rotation, name, version, delivery.tier, delivery.precompliance)
         if known in self._passed:
             self._passed.move_to_end(known)
             return None
         context = Context(positive="", tier=delivery.tier, precompliance=delivery.precompliance)
         try:
             for ground in _GROUNDS:
-                picture = await anyio.to_thread.run_sync(logo.over, ground)
+                picture = await anyio.to_thread.run_sync(logo.over, ground, rotation)
                 for verdict in (
                     await self._compliance.upload(picture, name),
                     await self._looked_at(picture, context, name),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from compliance.binding import bound, code_in, coded, mark_in
 from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
 from compliance.logo import Logo, badge
 from compliance.picture import Blocked, Marked, Reviewed, Signed
-from compliance.sign import Claims, Provenance, Signer
+from compliance.pixelmark import PixelMark
+from compliance.sign import Claims, Provenance, Signer, Source
 from compliance.watermark import Placement, Position, VisibleMark, beside, mark, mark_blocked
 from gateway.core.images import Credentials, Job, RawPicture
 
@@ -23,6 +26,10 @@ class Finished:
     drawn: RawPicture
     signed: Signed
     thumb: Signed
+    #: The id in the pixels of the picture, None where they carry none, and the image codes of both.
+    mark: int | None
+    code: int
+    thumb_code: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +37,8 @@ class Material:
     """What finishing a job needs beside its pictures."""
 
     logo: Logo | None = None
+    #: The reference pictures that had an effect.
+    sources: tuple[Source, ...] = ()
 
 
 #: The built-in badge, as wide as it must be to be read on a small screen.
@@ -40,12 +49,25 @@ class Polisher:
     """Makes a reviewed picture what the caller asked for. One object serves all threads."""
 
     def __init__(
-        self, *, signer: Signer, defaults: Credentials, now: Callable[[], float], badge_at: Position | None = None
+        self,
+        *,
+        signer: Signer,
+        defaults: Credentials,
+        now: Callable[[], float],
+        badge_at: Position | None = None,
+        tell_prompts: bool = False,
+        pixel_mark: PixelMark | None = None,
     ) -> None:
-        """``badge_at`` puts the badge "AI" on every picture; a caller's logo in the same place moves it beside."""
+        """``badge_at`` puts the badge "AI" on every picture; a caller's logo in the same place moves it beside.
+
+        ``tell_prompts`` writes the prompt into the picture's XMP, for everybody who gets the picture. ``pixel_mark``
+        lays an id into the pixels.
+        """
         self._signer = signer
         self._defaults = defaults
         self._badge_at = badge_at
+        self._tell_prompts = tell_prompts
+        self._pixel_mark = pixel_mark
         self._now = now
 
     def probe(self) -> None:
@@ -58,16 +80,26 @@ class Polisher:
         """The picture and its thumbnail. Raises `compliance.errors.ComplianceError`."""
         delivery = job.delivery
         with timed(timings, "mark"):
-            marked = self._marked(passed, self._visible(job, material))
+            visible = self._marked(passed, self._visible(job, material))
+            marked = bound(visible, self._pixel_mark, mark_id(job.gen_id, drawn.index))
+            reduced = coded(thumbnail(marked))
         with timed(timings, "encode"):
             options = EncodeOptions(format=delivery.format, quality=delivery.quality, lossless=delivery.lossless)  # type: ignore[arg-type]
-            encoded = encode(marked, options)
-            small = encode(thumbnail(marked), THUMBNAIL_OPTIONS)
+            provenance = self._provenance(job, material)
+            xmp = self._signer.xmp(provenance)
+            encoded = encode(marked, options, xmp)
+            small = encode(reduced, THUMBNAIL_OPTIONS, xmp)
         with timed(timings, "sign"):
-            provenance = self._provenance(job)
             signed = self._signer.sign(encoded, provenance)
             thumb = self._signer.sign(small, provenance, parent=signed)
-        return Finished(drawn=drawn, signed=signed, thumb=thumb)
+        return Finished(
+            drawn=drawn,
+            signed=signed,
+            thumb=thumb,
+            mark=mark_in(marked),
+            code=code_in(marked),
+            thumb_code=code_in(reduced),
+        )
 
     def _marked(self, passed: Reviewed | Blocked, marks: list[VisibleMark]) -> Marked:
         return mark_blocked(passed, marks) if isinstance(passed, Blocked) else mark(passed, marks)
@@ -92,7 +124,7 @@ class Polisher:
             marks.append(VisibleMark(logo=badge(), placement=place, what='The badge "AI"'))
         return marks
 
-    def _provenance(self, job: Job) -> Provenance:
+    def _provenance(self, job: Job, material: Material) -> Provenance:
         asked, defaults = job.delivery.credentials, self._defaults
         return Provenance(
             gen_id=job.gen_id,
@@ -105,7 +137,14 @@ class Polisher:
                 organization=asked.organization or defaults.organization,
                 vendor=asked.vendor or defaults.vendor,
             ),
+            sources=material.sources,
+            prompt=job.drawing.prompt if self._tell_prompts else "",
         )
+
+
+def mark_id(gen_id: str, index: int) -> int:
+    """The 48 bits that a picture of a job carries: the same however often it is finished."""
+    return int.from_bytes(hashlib.sha256(f"imgen mark 1\n{gen_id}\n{index}".encode()).digest()[:6], "big")
 
 
 @contextmanager

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from compliance.ledger import Link
 from compliance.picture import Raw, Signed
 from compliance.review import Context
 from compliance.verdict import Verdict
-from gateway.core.images import ApiKey, Appeal, Event, Job, Readiness, Record, Release, RenderOrder, Report, Slot
+from gateway.core.images import ApiKey, Appeal, Event, Job, Readiness, Record, Release, RenderOrder, Report, Slot, State
 
 
 class Jobs(Protocol):
@@ -18,12 +18,16 @@ class Jobs(Protocol):
     async def add(self, job: Job, *, lease: str, until: float) -> None:
         """Durable when it returns; whoever adds it holds its first lease."""
 
-    async def get(self, gen_id: str) -> Job | None: ...
+    async def get(self, gen_id: str) -> Job | None:
+        """Deleted ones too."""
 
-    async def find(self, surface: str, public_id: str) -> Job | None: ...
+    async def find(self, surface: str, public_id: str) -> Job | None:
+        """None for a deleted one, from the moment of its mark on."""
 
     async def page(self, tenant: str, *, limit: int, before: tuple[float, str] | None) -> list[Job]:
-        """The tenant's jobs, newest first, older than ``before`` = (created_at, gen_id) of the last one seen."""
+        """The tenant's jobs but the deleted ones, newest first, older than ``before`` = (created_at, gen_id) of the
+        last one seen.
+        """
 
     async def claim(self, gen_id: str, *, lease: str, now: float, until: float) -> Job | None:
         """Take the job to work on it. None when it has ended, is unknown, or somebody holds a lease that still runs."""
@@ -32,7 +36,9 @@ class Jobs(Protocol):
         """False when the lease was lost: stop working."""
 
     async def save(self, job: Job, *, lease: str, release: bool) -> bool:
-        """Write all that can change. False, and nothing written, when the lease was lost or the job has ended."""
+        """Write all that can change. False, and nothing written, when the lease was lost or the job has ended, or when
+        it was deleted meanwhile and would be drawn again.
+        """
 
     async def counts(self) -> dict[str, int]:
         """Number of jobs in each open state."""
@@ -46,7 +52,7 @@ class Jobs(Protocol):
     async def reopen(self, gen_id: str, release: Release, *, now: float) -> Job | None:
         """Have a blocked or completed job finished once more with what the release lets go.
 
-        None, and nothing written, when it is in another state or was reopened for the same pictures before.
+        None, and nothing written, when it is in another state, deleted, or was reopened for the same pictures before.
         """
 
     async def adopt(self, gen_id: str, backend_id: str) -> None:
@@ -54,6 +60,62 @@ class Jobs(Protocol):
 
     async def due(self, *, now: float, limit: int) -> list[str]:
         """Ids of open jobs with ``next_at`` in the past and no running lease, longest waiting first."""
+
+
+class Deletions(Protocol):
+    """Jobs on their way out: marked, purged, and then only a line of what they were."""
+
+    async def mark(self, gen_id: str, *, now: float) -> Job | None:
+        """Take a job away, durable when it returns: nobody finds it any more.
+
+        If it is still `CANCELLABLE` it ends as cancelled, lease or not. None, and nothing written, when it is unknown
+        or was deleted before.
+        """
+
+    async def expire(self, *, ended_before: float, now: float, limit: int) -> list[str]:
+        """Take away some of the jobs that ended before a time; the ids of those that it took."""
+
+    async def due(self, *, now: float, limit: int) -> list[str]:
+        """Ids of deleted jobs that have ended, are not purged, and that nobody has in hand; newest deletion first."""
+
+    async def claim(self, gen_id: str, *, lease: str, now: float, until: float) -> Job | None:
+        """Take one that is due to purge it. None when it is not, or somebody else has it."""
+
+    async def renew(self, gen_id: str, *, lease: str, until: float) -> bool:
+        """False when the lease was lost: stop working."""
+
+    async def later(self, gen_id: str, *, lease: str, tries: int, next_at: float) -> None:
+        """Give it back, to be tried again at a time."""
+
+    async def put_away(self, job: Job, *, lease: str, purged_at: float | None, next_at: float) -> bool:
+        """Write what is left of a purged job, and give it back. ``purged_at`` is the end of it.
+
+        False, and nothing written, when the lease was lost.
+        """
+
+    async def reopen(self, gen_id: str, *, now: float) -> bool:
+        """Have a deleted job purged once more, whatever was purged of it. False when it is not deleted."""
+
+
+class KeptOriginals(Protocol):
+    """Ended jobs that are not deleted, and which originals their outcomes still name."""
+
+    async def ended(
+        self, state: State, *, holding: str, before: float, after: tuple[float, str], limit: int
+    ) -> list[tuple[tuple[float, str], bool]]:
+        """Places (next_at, gen_id) of jobs that ended in a state before a time, in order, beginning after a place.
+
+        With each, whether its outcome names something in the folder ``holding``.
+        """
+
+    async def claim(self, gen_id: str, *, lease: str, now: float, until: float) -> Job | None:
+        """Take one to purge its originals. None when it is open again or deleted, or somebody else has it."""
+
+    async def renew(self, gen_id: str, *, lease: str, until: float) -> bool:
+        """False when the lease was lost: stop working."""
+
+    async def put(self, job: Job, *, lease: str) -> bool:
+        """Write its outcome and give it back. False, and nothing written, when the lease was lost."""
 
 
 class Records(Protocol):
@@ -75,6 +137,9 @@ class Records(Protocol):
 
     async def purge(self, gen_id: str, *, keep: frozenset[str] = frozenset()) -> None:
         """Forget the records of a job, but the labels to keep."""
+
+    async def forget(self, labels: Collection[str]) -> None:
+        """Forget these records, where they are there."""
 
 
 class Keys(Protocol):
@@ -127,6 +192,9 @@ class AppealStore(Protocol):
 
     async def decide(self, appeal_id: str, state: str, *, by: str, note: str, now: float) -> Appeal | None:
         """Close an open appeal. None when it was not open."""
+
+    async def forget(self, gen_id: str, *, keep_words: bool, now: float) -> None:
+        """Close what is open of a deleted job as ``closed``, and blank the words of its callers in all its appeals."""
 
 
 class Events(Protocol):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from compliance.sources import carries
 from gateway.errors import InvalidField
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -29,12 +30,18 @@ class GivenReference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CleanReference:
-    """The same as an upright RGB PNG without any metadata, and the SHA-256 of its bytes."""
+    """The same as an upright RGB PNG without any metadata, and the SHA-256 of its bytes.
+
+    ``sent`` is the picture as it came, and ``signed`` says that its content credentials are to be carried along.
+    """
 
     data: bytes
     sha256: str
     role: str
     strength: float
+    sent: bytes
+    sent_sha256: str
+    signed: bool
 
 
 def clean(index: int, given: GivenReference) -> CleanReference:
@@ -55,7 +62,15 @@ def clean(index: int, given: GivenReference) -> CleanReference:
     buffer = io.BytesIO()
     upright.save(buffer, "PNG", compress_level=1)
     data = buffer.getvalue()
-    return CleanReference(data=data, sha256=hashlib.sha256(data).hexdigest(), role=given.role, strength=given.strength)
+    return CleanReference(
+        data=data,
+        sha256=hashlib.sha256(data).hexdigest(),
+        role=given.role,
+        strength=given.strength,
+        sent=given.data,
+        sent_sha256=hashlib.sha256(given.data).hexdigest(),
+        signed=carries(given.data),
+    )
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -35,7 +35,7 @@ class Safeguard:
         mode: Mode,
         now: Callable[[], float],
     ) -> None:
-        """``withdraw`` tells the backend to stop a cancelled job."""
+        """``withdraw`` tells the backend to stop a cancelled job, and removes what it kept."""
         self._keys = keys
         self._jobs = jobs
         self._events = events

@@ -1,4 +1,4 @@
-"""What a surface can ask for: submit, find, cancel, list. The row is written before the backend hears of the job."""
+"""What a surface can ask for: submit, find, cancel, delete, list. The row is there before the backend hears of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
 from gateway.core.appeals import Appeals
 from gateway.core.catalog import Catalog, worn
-from gateway.core.finishing import Finisher, reference_key
+from gateway.core.deletion import Deletion
+from gateway.core.finishing import Finisher, reference_key, signed_reference_key
 from gateway.core.images import (
     Appeal,
     Caller,
@@ -59,7 +60,8 @@ HAND_OVER = 25.0
 SEES_UNSAFE = "unsafe_url"
 GEN_ID_ALPHABET = string.ascii_lowercase + string.digits
 _REMEMBERED_OPEN = 0.25
-_REMEMBERED_ENDED = 30.0
+#: As long as a job that was deleted through another replica may still be shown by this one.
+_REMEMBERED_ENDED = 1.0
 _MOST_REMEMBERED = 2048
 #: Seeds are below this, the last picture's too: whatever was drawn can be asked for again by its seed.
 SEEDS = 2**31
@@ -110,6 +112,7 @@ class GenerationService:
         advancer: Advancer,
         logos: LogoDesk,
         appeals: Appeals,
+        deletion: Deletion,
         safeguard: Safeguard,
         policy: Policy,
         now: Callable[[], float],
@@ -124,11 +127,13 @@ class GenerationService:
         self._advancer = advancer
         self._logos = logos
         self._appeals = appeals
+        self._deletion = deletion
         self._safeguard = safeguard
         self._policy = policy
         self._now = now
         self._new_id = new_id
-        self._recent: OrderedDict[tuple[str, str], tuple[float, Job]] = OrderedDict()
+        #: When a job was read, and the job; None for one that is deleted.
+        self._recent: OrderedDict[tuple[str, str], tuple[float, Job | None]] = OrderedDict()
 
     async def submit(self, caller: Caller, wish: Wish) -> Job:
         """Accept a job: gate, compose, write it down, hand it over.
@@ -196,12 +201,25 @@ class GenerationService:
         self._recent.pop((surface, public_id), None)
         if ended is None:
             current = await self._jobs.get(job.gen_id)
-            if current is not None and current.state is State.CANCELLED:
+            if current is None or current.deleted_at is not None:
+                raise JobNotFound
+            if current.state is State.CANCELLED:
                 return current
             raise JobNotOpen
         log.info("job cancelled", job=job.gen_id)
         self._advancer.let_go_soon(ended)
         return ended
+
+    async def delete(self, caller: Caller, surface: str, public_id: str) -> Job:
+        """Take the caller's job away, whatever its state; see `Deletion.delete`. Raises `JobNotFound`, also for one
+        that is deleted already.
+        """
+        job = await self._jobs.find(surface, public_id)
+        if job is None or job.tenant != caller.tenant:
+            raise JobNotFound
+        deleted = await self._deletion.delete(caller, job)
+        self._remember(surface, public_id, None)
+        return deleted
 
     async def appeal(self, caller: Caller, surface: str, public_id: str, reason: str) -> Appeal:
         """Ask a person to look at what was blocked. Raises what `Appeals.file` raises."""
@@ -304,22 +322,40 @@ class GenerationService:
         for index, one in enumerate(cleaned):
             key = reference_key(gen_id, index)
             await self._storage.keep(key, one.data)
-            kept.append(Reference(key=key, sha256=one.sha256, role=one.role, strength=one.strength))
+            if one.signed:
+                await self._storage.keep(signed_reference_key("raw", gen_id, index), one.sent)
+            kept.append(
+                Reference(
+                    key=key,
+                    sha256=one.sha256,
+                    role=one.role,
+                    strength=one.strength,
+                    sent_sha256=one.sent_sha256,
+                    signed=one.signed,
+                )
+            )
         return tuple(kept)
 
     async def _find(self, surface: str, public_id: str) -> Job | None:
-        """Read through a small memory: a settled job never changes, others are read again after a quarter second."""
+        """Read through a small memory: a settled job can only be deleted, others are read again even sooner."""
         now = self._now()
         known = self._recent.get((surface, public_id))
-        if known is not None and now - known[0] < (_REMEMBERED_ENDED if known[1].settled else _REMEMBERED_OPEN):
+        if known is not None and (known[1] is None or now - known[0] < _remembered(known[1])):
             return known[1]
         job = await self._jobs.find(surface, public_id)
-        if job is not None:
-            self._recent[surface, public_id] = (now, job)
-            self._recent.move_to_end((surface, public_id))
-            if len(self._recent) > _MOST_REMEMBERED:
-                self._recent.popitem(last=False)
+        if job is None:
+            return None
+        if (surface, public_id) in self._recent and self._recent[surface, public_id][1] is None:
+            # Deleted while it was being read.
+            return None
+        self._remember(surface, public_id, job)
         return job
+
+    def _remember(self, surface: str, public_id: str, job: Job | None) -> None:
+        self._recent[surface, public_id] = (self._now(), job)
+        self._recent.move_to_end((surface, public_id))
+        if len(self._recent) > _MOST_REMEMBERED:
+            self._recent.popitem(last=False)
 
     def _compose(self, wish: Wish) -> Drawing:
         model = self.catalog.models[wish.model]
@@ -352,6 +388,10 @@ class GenerationService:
             n=wish.n,
             loras=worn(character, style),
         )
+
+
+def _remembered(job: Job) -> float:
+    return _REMEMBERED_ENDED if job.settled else _REMEMBERED_OPEN
 
 
 @contextmanager

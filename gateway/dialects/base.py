@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
 import orjson
@@ -31,8 +32,13 @@ class Json(Response):
         super().__init__(orjson.dumps(content), status_code, headers={"cache-control": "no-store", **(headers or {})})
 
 
-async def read_object(request: Request, *, limit: int) -> dict[str, Any]:
-    """The JSON object in the body. Raises `BodyTooLarge` above ``limit`` bytes and `InvalidJson`."""
+def iso(seconds: float) -> str:
+    """UTC, to the second, as the reference prints it."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def read_body(request: Request, *, limit: int) -> bytes:
+    """The body. Raises `BodyTooLarge` above ``limit`` bytes."""
     too_large = BodyTooLarge(fix=f"Send at most {limit} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
@@ -42,8 +48,13 @@ async def read_object(request: Request, *, limit: int) -> dict[str, Any]:
         body += chunk
         if len(body) > limit:
             raise too_large
+    return bytes(body)
+
+
+async def read_object(request: Request, *, limit: int) -> dict[str, Any]:
+    """The JSON object in the body. Raises `BodyTooLarge` above ``limit`` bytes and `InvalidJson`."""
     try:
-        value = orjson.loads(body)
+        value = orjson.loads(await read_body(request, limit=limit))
     except orjson.JSONDecodeError as exc:
         raise InvalidJson from exc
     if not isinstance(value, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, case, insert, select, update
 
 from gateway.core.images import Appeal
 from gateway.jobs.database import Database, Duplicate, Row
@@ -38,6 +38,9 @@ class SqlAppeals:
         values = {"one": appeal_id, "new_state": state, "who": by, "why": note, "now": now}
         return _one(await self._database.write(_DECIDE, values))
 
+    async def forget(self, gen_id: str, *, keep_words: bool, now: float) -> None:
+        await self._database.write(_CLOSE if keep_words else _FORGET, {"of": gen_id, "now": now})
+
 
 def _one(rows: Sequence[Row]) -> Appeal | None:
     return _decode(rows[0]) if rows else None
@@ -65,3 +68,15 @@ _DECIDE = (
     )
     .returning(*_APPEAL)
 )
+_OPEN = appeals.c.state == "open"
+_CLOSE = (
+    update(appeals)
+    .where(appeals.c.gen_id == bindparam("of"))
+    .values(
+        state=case((_OPEN, "closed"), else_=appeals.c.state),
+        decided_at=case((_OPEN, bindparam("now")), else_=appeals.c.decided_at),
+        note=case((_OPEN, "The job was deleted"), else_=appeals.c.note),
+    )
+    .returning(appeals.c.id)
+)
+_FORGET = _CLOSE.values(reason="")

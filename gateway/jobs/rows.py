@@ -28,11 +28,14 @@ _LEFT_OUT: dict[str, Any] = {"drawn": {"pictures": {"__all__": {"data"}}}}
 _PARSERS = tuple((name, adapter.validator.validate_json) for name, adapter in _VALUES.items())
 
 #: The columns of a `Job`, in the order that `decode` expects.
-_NOT_OF_IT = frozenset({"lease", "lease_until", "deleted_at", "purged_at"})
+_NOT_OF_IT = frozenset({"lease", "lease_until", "purged_at"})
 FIELDS = tuple(column.name for column in jobs.columns if column.name not in _NOT_OF_IT)
-#: What a job is from birth to end; `save` never writes these.
+#: What `save` never writes: what a job is from birth to end, and whether somebody has taken it away meanwhile.
 FIXED = frozenset(
-    {"gen_id", "public_id", "surface", "tenant", "key_id", "request_id", "created_at", "drawing", "delivery"}
+    {
+        *("gen_id", "public_id", "surface", "tenant", "key_id", "request_id"),
+        *("created_at", "drawing", "delivery", "deleted_at"),
+    }
 )
 CHANGING = tuple(name for name in FIELDS if name not in FIXED)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, insert, not_, null, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Text, and_, bindparam, func, insert, not_, null, or_, select, tuple_, update
 
 from gateway.core.images import CANCELLABLE, OPEN, Job, Release, State
 from gateway.errors import InternalError
@@ -47,7 +47,10 @@ class SqlJobs:
         return bool(await self._database.write(_RENEW, {"id": gen_id, "holder": lease, "until": until}))
 
     async def save(self, job: Job, *, lease: str, release: bool) -> bool:
-        """All but the ids, the owner, ``created_at``, ``drawing`` and ``delivery``, which never change."""
+        """All but the ids, the owner, ``created_at``, ``drawing`` and ``delivery``, which never change.
+
+        A job that was deleted while it was being finished is not queued again: that is as if the lease were lost.
+        """
         values = {f"new_{name}": value for name, value in encode(job, CHANGING).items()}
         statement = _SAVE_AND_RELEASE if release else _SAVE
         return bool(await self._database.write(statement, {**values, "id": job.gen_id, "holder": lease}))
@@ -88,12 +91,14 @@ _ID = jobs.c.gen_id == bindparam("id")
 _HELD = jobs.c.lease == bindparam("holder")
 _FREE = or_(jobs.c.lease.is_(None), jobs.c.lease_until <= bindparam("now"))
 
-_ADD = insert(jobs).values({column.name: bindparam(column.name) for column in jobs.columns})
+_THERE = jobs.c.deleted_at.is_(None)
+
+_ADD = insert(jobs).values({name: bindparam(name) for name in (*FIELDS, "lease", "lease_until")})
 _GET = select(*_JOB).where(_ID)
-_FIND = select(*_JOB).where(jobs.c.surface == bindparam("on"), jobs.c.public_id == bindparam("id"))
+_FIND = select(*_JOB).where(jobs.c.surface == bindparam("on"), jobs.c.public_id == bindparam("id"), _THERE)
 _NEWEST = (
     select(*_JOB)
-    .where(jobs.c.tenant == bindparam("of"))
+    .where(jobs.c.tenant == bindparam("of"), _THERE)
     .order_by(jobs.c.created_at.desc(), jobs.c.gen_id.desc())
     .limit(bindparam("most"))
 )
@@ -104,10 +109,12 @@ _CLAIM = (
     .values(lease=bindparam("holder"), lease_until=bindparam("until"))
     .returning(*_JOB)
 )
+# To be drawn (again) a job must still be somebody's.
+_GOES_ON = and_(*(bindparam("new_state", type_=Text) != state.value for state in sorted(CANCELLABLE)))
 _RENEW = update(jobs).where(_ID, _among(OPEN), _HELD).values(lease_until=bindparam("until")).returning(jobs.c.gen_id)
 _SAVE = (
     update(jobs)
-    .where(_ID, _among(OPEN), _HELD)
+    .where(_ID, _among(OPEN), _HELD, or_(_THERE, _GOES_ON))
     .values({name: bindparam(f"new_{name}") for name in CHANGING})
     .returning(jobs.c.gen_id)
 )
@@ -128,6 +135,7 @@ _REOPEN = (
     update(jobs)
     .where(
         _ID,
+        _THERE,
         _among(frozenset({State.BLOCKED, State.COMPLETED})),
         or_(jobs.c.release.is_(None), not_(jobs.c.release.startswith(bindparam("same")))),
     )

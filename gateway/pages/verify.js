@@ -25,7 +25,8 @@ const ACTIONS = {
 const BY = {
   pixel_mark: () => "by the invisible mark in its pixels",
   image_code: (match) => `by its likeness${match.distance === null || match.distance === undefined ? "" : ` (${match.distance} of 64 bits of the image code differ)`}`,
-  sha256: () => "by its hash: it is the very same file",
+  manifest: () => "by the label of its credentials",
+  sha256: () => "by its hash: not a byte differs",
 };
 const CLAIMS = { title: "Title", author: "Author", description: "Description", organization: "Organization", vendor: "Vendor" };
 
@@ -85,7 +86,7 @@ function matchOf(match) {
   const model = match.model ? [` by the model “${match.model}”`] : [];
   const ways = (match.by ?? []).map((way) => BY[way]?.(match) ?? way).join(", and ");
   return element("li", {},
-    element("p", {}, "This looks like picture ", element("code", { textContent: match.id }), " of this service", ...created, ...model, "."),
+    element("p", {}, (match.by ?? []).includes("sha256") ? "This is picture " : "This looks like picture ", element("code", { textContent: match.id }), " of this service", ...created, ...model, "."),
     element("p", {}, `Found ${ways}${match.mirrored ? "; this copy is mirrored" : ""}.`));
 }
 
@@ -113,7 +114,10 @@ function show(answer) {
   $("mark").setAttribute("href", `#mark-${known}`);
   $("verdict").textContent = title;
   $("summary").textContent = answer.summary || meaning;
+  const same = found.some((match) => match.by?.includes("sha256"));
   $("found").hidden = found.length === 0;
+  $("found-words").textContent = same ? "On record here" : "Found again";
+  $("pointer").hidden = same;
   $("matches").replaceChildren(...found.map(matchOf));
   const caution = known === "trusted" && document.body.dataset.development !== "true" ? "" : CAUTION[known] ?? "";
   $("caution").textContent = caution;
@@ -122,7 +126,7 @@ function show(answer) {
   $("more").replaceChildren(...moreOf(answer));
   $("json").textContent = JSON.stringify(answer, null, 2);
   $("result").hidden = false;
-  const again = found.length ? ` Found again: it looks like picture ${found[0].id}.` : "";
+  const again = found.length && !same ? ` Found again: it looks like picture ${found[0].id}.` : "";
   say(`Checked. ${title}.${again}`);
   $("status").classList.add("unseen"); // The eyes have the result itself.
   $("drop").classList.add("done");

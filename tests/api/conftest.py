@@ -71,6 +71,8 @@ def settings(data: Path, **changed: str) -> Settings:
         "IMGEN_POLL_INTERVAL": "0.02",
         "IMGEN_LEASE": "2",
         "IMGEN_LOG_LEVEL": "error",
+        # Most tests compare pixels; those about the id in them switch it on.
+        "IMGEN_PIXEL_MARK": "false",
     }
     return Settings.from_environ({**environ, **changed})
 

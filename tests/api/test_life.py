@@ -6,6 +6,7 @@ import anyio
 import pytest
 import structlog.testing
 
+from gateway.storage.disk import DiskStorage
 from handler import contract
 
 pytestmark = pytest.mark.anyio
@@ -229,6 +230,27 @@ async def test_raw_uploads_go_once_the_picture_is_out_and_the_master_stays(gatew
         while list((pictures / "raw").rglob("*.png")):
             await anyio.sleep(0.02)
     assert len(list((pictures / "master").rglob("*.png"))) == 1
+
+
+async def test_a_storage_that_removes_slowly_still_removes_all(open_gateway, monkeypatch):
+    """The lease of an ended job is over, and its renewal fails: that must not break off the tidying."""
+    purge = DiskStorage.purge
+
+    async def slowly(self, prefix, **more):
+        await anyio.sleep(0.2)
+        await purge(self, prefix, **more)
+
+    monkeypatch.setattr(DiskStorage, "purge", slowly)
+    gateway = await open_gateway(IMGEN_LEASE="0.3")
+    job = await gateway.call("generate", prompt="a red house")
+    gateway.runpod.corrupt = 2
+    lost = await gateway.call("generate", prompt="a red house")
+    assert (await gateway.ended(job["id"]))["status"] in {"COMPLETED", "FAILED"}
+    await gateway.ended(lost["id"])
+    pictures = gateway.settings.data / "pictures"
+    with anyio.fail_after(20):
+        while list((pictures / "raw").rglob("*.png")):
+            await anyio.sleep(0.05)
 
 
 async def test_of_several_pictures_none_leaves_when_one_is_blocked(gateway):

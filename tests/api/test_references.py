@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from typing import Any
 
 import anyio
 import pytest
 from PIL import Image
+
+from compliance.authority import load_or_create
+from compliance.reader import new_context, read_in_detail
+from compliance.sign import DISCLOSURE
+from compliance.verify import verify
+from tests.api.test_compliance import painted
+from tests.reviewers import SeesColours
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +53,21 @@ async def test_a_reference_reaches_the_worker_and_the_answer_says_that_it_counte
     assert b"secret" not in gateway.runpod.lent[1]
     assert not second.getexif()
     assert (await gateway.picture("a hill"))["references"] == 0
+
+
+async def test_a_picture_of_ours_as_a_reference_is_the_parent_with_its_manifest(gateway):
+    first = (await gateway.picture("a hill"))["images"][0]
+    data = (await gateway.http.get(first["url"])).content
+    given = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    second = (await gateway.picture("a hill", references=[{"image": given}]))["images"][0]
+    drawn_over = (await gateway.http.get(second["url"])).content
+    report = verify(drawn_over, load_or_create(gateway.settings.data / "signing").anchors_pem)
+    assert (report.state, report.failures) == ("trusted", ())
+    assert report.actions[:2] == ("c2pa.opened", "c2pa.edited")
+    assert report.claims[DISCLOSURE]["sources"] == [{"role": "init", "sha256": hashlib.sha256(data).hexdigest()}]
+    store = read_in_detail(drawn_over, "image/jpeg", new_context(b""))
+    assert len(store["manifests"]) == 2
+    await gone(gateway)
 
 
 async def test_a_transparent_reference_lies_on_white(gateway):
@@ -139,5 +162,17 @@ async def test_only_the_loan_itself_opens_a_reference(gateway):
 
 async def gone(gateway) -> None:
     with anyio.fail_after(10):
-        while list((gateway.settings.data / "pictures/raw").rglob("*.png")):
+        while list((gateway.settings.data / "pictures/raw").rglob("*.*")):
             await anyio.sleep(0.02)
+
+
+async def test_the_references_of_a_job_that_a_held_key_had_queued_are_gone_with_it(open_gateway):
+    gateway = await open_gateway(SeesColours())
+    gateway.runpod.held, gateway.runpod.brush = frozenset({1}), painted("magenta")
+    waiting = await gateway.call("generate", prompt="a hill", references=[{"image": RED}])
+    await gateway.call("generate", prompt="a boat")
+    kept = gateway.settings.data / "pictures" / "raw" / waiting["gen_id"]
+    assert kept.exists()
+    with anyio.fail_after(20):
+        while (await gateway.post({"action": "models"})).status_code == 200 or kept.exists():
+            await anyio.sleep(0.05)

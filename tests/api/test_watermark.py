@@ -124,17 +124,22 @@ async def test_a_logo_is_looked_at_on_white_and_on_black_and_once_only(open_gate
         name, version, labels, always = "judge", "1", None, True
 
         def review(self, picture, context, ruleset):
-            seen.append((picture.size, picture.pixels.getpixel((0, 0))))
+            seen.append((picture.size, picture.pixels.getpixel((2, picture.size[1] - 3))))
             return Opinion()
 
     gateway = await open_gateway(Looks())
     logo = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
-    logo.paste((255, 255, 255, 255), (10, 5, 30, 15))
-    logo.paste((128, 128, 128, 255), (12, 7, 20, 12))
+    logo.paste((255, 255, 255, 255), (0, 0, 40, 10))
+    logo.paste((255, 255, 255, 255), (20, 10, 40, 20))
+    logo.paste((128, 128, 128, 255), (30, 5, 38, 15))
     given = f"data:image/png;base64,{base64.b64encode(encoded(logo)).decode()}"
     for _ in range(2):
         await gateway.picture(wm_image=given)
     assert [pixel for size, pixel in seen if size == (40, 20)] == [(255, 255, 255), (0, 0, 0)]
+    seen.clear()
+    for hint in ("", "", "a hint"):
+        await gateway.picture(wm_image=given, wm_rotation=-90, precompliance=hint)
+    assert len([size for size, _ in seen if size == (20, 40)]) == 4, "seen as it is laid, and anew with a new hint"
 
 
 async def test_a_reviewer_that_is_silent_about_a_logo_lets_nothing_begin(open_gateway):

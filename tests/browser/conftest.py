@@ -66,7 +66,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     # Its connections live in the loop of the server: none may be left when that ends.
     uploads = httpx.AsyncClient(base_url=url, limits=httpx.Limits(max_keepalive_connections=0))
     runpod = FakeRunPod(key="rp-key", brush=scene, uploads=uploads)
-    configured = settings(tmp_path_factory.mktemp("gateway"), IMGEN_PUBLIC_URL=url)
+    changed = {"IMGEN_PUBLIC_URL": url, "IMGEN_PIXEL_MARK": "true", "IMGEN_VERIFY_RATE": "10000"}
+    configured = settings(tmp_path_factory.mktemp("gateway"), **changed)
     app = create_app(configured, backend_transport=runpod)
     server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, ws="none", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

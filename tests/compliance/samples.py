@@ -53,8 +53,8 @@ def provenance(**claims) -> Provenance:
     return Provenance(gen_id="a1b2c3d4e5f6g7h8i9j0", model="eros", created=WHEN, claims=Claims(**claims))
 
 
-def new_signer(credentials) -> Signer:
-    return Signer(credentials, name="imgen", version="0.1.0", provider="Example Pictures")
+def new_signer(credentials, **more) -> Signer:
+    return Signer(credentials, name="imgen", version="0.1.0", provider="Example Pictures", **more)
 
 
 def signed(signer, format="jpeg", image=None, *, lossless=False, **claims):

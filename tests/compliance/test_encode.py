@@ -1,5 +1,7 @@
 """Formats, their effective settings, and thumbnails."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,7 +34,11 @@ def test_settings_without_meaning_are_ignored_and_the_effective_ones_told(format
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "avif"])
-@pytest.mark.parametrize("image", [noise(), scene(), noise(1, 1), noise(3, 200)], ids=["odd", "scene", "dot", "tall"])
+@pytest.mark.parametrize(
+    "image",
+    [noise(), scene(), noise(1, 1), noise(3, 200), noise(200, 1), noise(24, 12).resize((192, 96), 0)],
+    ids=["odd", "scene", "dot", "tall", "row", "drawing"],
+)
 def test_lossless_is_exact(format, image):
     encoded = encode(Marked(pixels=image), EncodeOptions(format=format, lossless=True))
     assert encoded.lossless
@@ -51,6 +57,24 @@ def test_less_quality_means_fewer_bytes_at_both_ends_of_the_scale(format):
 def test_a_lossy_picture_still_looks_like_the_original(format):
     data = encode(Marked(pixels=scene()), EncodeOptions(format=format)).data
     assert np.abs(pixels_of(data).astype(int) - np.asarray(scene()).astype(int)).mean() < 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (97, 61)], ids=str)
+@pytest.mark.parametrize("quality", [1, 95, 99, 100])
+def test_an_avif_is_what_pillow_would_have_written_whatever_its_size(size, quality):
+    """Half as many colours as pixels have odd edges."""
+    image, pillow = noise(*size), io.BytesIO()
+    image.save(pillow, "AVIF", quality=quality, speed=9)
+    ours = pixels_of(encode(Marked(pixels=image), EncodeOptions(format="avif", quality=quality)).data)
+    assert ours.shape == (size[1], size[0], 3)
+    off = [np.abs(pixels.astype(int) - np.asarray(image)).mean() for pixels in (ours, pixels_of(pillow.getvalue()))]
+    assert abs(off[0] - off[1]) < 0.5
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_an_avif_says_that_its_colours_are_srgb(lossless):
+    data = encode(Marked(pixels=scene()), EncodeOptions(format="avif", lossless=lossless)).data
+    assert data.count(b"colrnclx\x00\x01\x00\x0d") == 1
 
 
 def test_the_extension_of_a_jpeg_is_jpg():

@@ -1,7 +1,10 @@
 """Decoding what a worker uploaded."""
 
+import gc
 import hashlib
+import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -141,3 +144,101 @@ def test_an_unsafe_verdict_never_makes_a_reviewed_picture():
         Reviewed(pixels=raw.pixels, verdict=Verdict(safe=False, ruleset="default", ruleset_version="1"))
     with pytest.raises(ValueError, match="Reviewed"):
         Blocked(raw=raw, verdict=Verdict(safe=True, ruleset="default", ruleset_version="1"))
+
+
+# The quick decoders
+
+
+def slowly(data):
+    """What Pillow alone makes of the bytes; None when it refuses them."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):
+        return None
+
+
+BARE = {"png": GOOD, "webp": bytes_of(scene(32, 24), "WEBP", lossless=True, method=0)}
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(BARE)),
+    at=st.integers(0, 2000),
+    damage=st.binary(min_size=1, max_size=6),
+    cut=st.booleans(),
+    mended=st.booleans(),
+)
+def test_damage_is_seen_by_the_quick_decoders_too(kind, at, damage, cut, mended):
+    """Bytes that nobody wrote never become pixels: what is taken is what Pillow takes, with the same pixels."""
+    good = BARE[kind]
+    at %= len(good)
+    data = good[:at] + damage + (b"" if cut else good[at + len(damage) :])
+    if mended and kind == "png":
+        data = with_checksums(data)
+    try:
+        pixels = np.asarray(decoded(data).pixels)
+    except PictureRefused:
+        return
+    expected = slowly(data)
+    assert expected is not None and np.array_equal(pixels, expected)
+
+
+def with_checksums(data):
+    """The PNG with the CRC of each chunk made to fit, so that the damage gets as far as the pixels."""
+    out, offset = bytearray(data), 8
+    while offset + 12 <= len(out):
+        size = int.from_bytes(out[offset : offset + 4], "big")
+        end = offset + 8 + size
+        if end + 4 > len(out):
+            break
+        out[end : end + 4] = struct.pack(">I", zlib.crc32(out[offset + 4 : end]))
+        offset = end + 4
+    return bytes(out)
+
+
+def test_too_few_rows_are_no_picture():
+    """A decoder that filled only half of its memory would hand out what lay there before."""
+    rows = b"".join(b"\0" + bytes([7, 8, 9] * 32) for _ in range(12))
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", 32, 24, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    with pytest.raises(PictureRefused, match="too short"):
+        decoded(data)
+
+
+def test_damage_costs_the_process_nothing():
+    """A decoder that loses count of a reference with each error ends the process after some thousands of them."""
+    png = bytearray(BARE["png"])
+    png[60] ^= 255
+    damaged = (bytes(png), with_checksums(bytes(png)), BARE["webp"][:60])
+    gc.collect()
+    before = sys.getrefcount(None)
+    for data in damaged * 1500:
+        with pytest.raises(PictureRefused):
+            decoded(data)
+    gc.collect()
+    assert abs(sys.getrefcount(None) - before) < 1000
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "LA"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_every_mode_gives_the_pixels_that_pillow_sees(mode, format):
+    image = scene(33, 17).convert(mode)
+    data = bytes_of(image, format, **({"lossless": True} if format == "WEBP" else {}))
+    assert np.array_equal(np.asarray(decoded(data).pixels), np.asarray(image.convert("RGB")))
+
+
+def test_a_bare_picture_with_rows_in_seven_passes_is_read_like_any_other():
+    interlaced = bytearray(GOOD)
+    interlaced[28] = 1  # the pixels then come in another order, of which Pillow and we think the same
+    data = with_checksums(bytes(interlaced))
+    expected = slowly(data)
+    if expected is None:
+        with pytest.raises(PictureRefused):
+            decoded(data)
+    else:
+        assert np.array_equal(np.asarray(decoded(data).pixels), expected)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from compliance.errors import LogoRefused
-from compliance.logo import MOST_BYTES, Logo, badge, read_logo
+from compliance.logo import MOST_BYTES, Logo, badge, kept_logo, read_logo
 from compliance.picture import Blocked, Marked, Reviewed
 from compliance.verdict import Verdict
 from compliance.watermark import POSITIONS, Placement, VisibleMark, beside, laid, mark, mark_blocked
@@ -190,6 +190,27 @@ def test_a_logo_is_taken_upright_and_bare(kind):
     assert taken.pixels.size == (20, 40) and taken.pixels.mode == "RGBA"
     assert b"secret" not in taken.data and not taken.pixels.info
     assert read_logo(taken.data) == taken, "what was kept reads as what was sent"
+
+
+def test_a_logo_that_grows_when_it_is_kept_is_read_again_and_no_other_is():
+    chance = np.random.default_rng(1)
+    photo = Image.fromarray(chance.integers(0, 256, (1024, 1024, 3), dtype=np.uint8))
+    taken = read_logo(encoded(photo, "JPEG", quality=60))
+    assert len(taken.data) > MOST_BYTES
+    assert kept_logo(taken.data, taken.sha256).pixels.tobytes() == taken.pixels.tobytes()
+    with pytest.raises(LogoRefused, match="not the one"):
+        kept_logo(logo().data, taken.sha256)
+
+
+def test_reviewers_see_a_logo_turned_as_it_is_laid_and_without_its_empty_margin():
+    half = Image.new("RGBA", (60, 40), (0, 0, 0, 1))
+    half.paste((255, 0, 0, 255), (10, 10, 50, 30))
+    half.paste((0, 0, 255, 255), (10, 10, 30, 30))
+    one = read_logo(encoded(half))
+    seen = [one.over("white", rotation).pixels for rotation in (0, 90, -180)]
+    assert [each.size for each in seen] == [(40, 20), (20, 40), (40, 20)]
+    assert [each.getpixel((3, 3)) for each in seen] == [(0, 0, 255), (0, 0, 255), (255, 0, 0)]
+    assert read_logo(encoded(Image.new("RGBA", (8, 4)))).over("white").size == (8, 4), "nothing at all is a logo too"
 
 
 def bomb(width: int, height: int) -> bytes:

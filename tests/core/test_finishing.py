@@ -3,6 +3,7 @@
 import io
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -10,15 +11,21 @@ import pytest
 from PIL import Image
 
 from compliance.authority import load_or_create
+from compliance.encode import EncodeOptions, encode
 from compliance.fingerprint import fingerprint
+from compliance.picture import Marked
+from compliance.reader import new_context, read_in_detail
 from compliance.reviewers.render import RenderCheck
-from compliance.sign import Signer
+from compliance.sign import Provenance, Signer
 from compliance.verify import verify
 from gateway.acs.local import LocalCompliance
-from gateway.core.finishing import DrawAgain, Finisher, raw_key
-from gateway.core.images import Credentials, Delivery, Drawing, Drawn, Job, RawPicture, Release, State
+from gateway.core.finishing import DrawAgain, Finisher, raw_key, signed_reference_key
+from gateway.core.images import Credentials, Delivery, Drawing, Drawn, Job, RawPicture, Reference, Release, State
 from gateway.core.polishing import Polisher
 from gateway.errors import FinishingFailed
+from gateway.jobs.database import Database
+from gateway.jobs.migrations import migrate
+from gateway.jobs.records import SqlRecords
 from gateway.storage.disk import DiskStorage
 from tests.reviewers import SeesColours, Silent, panel
 
@@ -74,13 +81,16 @@ async def make(tmp_path: Path, anyio_backend):
     storage = DiskStorage(
         tmp_path / "p", secret=b"s" * 32, public_url="http://x", internal_url="http://x", now=lambda: 0.0
     )
-    async with storage.open(), AsyncExitStack() as stack:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    await migrate(url)
+    async with storage.open(), Database(url).open() as database, AsyncExitStack() as stack:
 
         async def make(*reviewers):
             compliance = LocalCompliance(panel(*reviewers), threads=2)
             await stack.enter_async_context(compliance.open())
             finisher = Finisher(
                 storage=storage,
+                records=SqlRecords(database),
                 compliance=compliance,
                 polisher=Polisher(
                     signer=Signer(load_or_create(tmp_path / "ca"), name="imgen", version="0"),
@@ -88,6 +98,7 @@ async def make(tmp_path: Path, anyio_backend):
                     now=lambda: 0.0,
                 ),
                 threads=1,
+                now=lambda: 0.0,
             )
             await finisher.open()
             return finisher, storage
@@ -117,7 +128,7 @@ async def test_a_reviewer_that_has_spoken_is_not_asked_again(make):
     assert list(answers) == []
 
 
-async def test_a_verdict_is_recorded_even_when_the_next_picture_has_none(make):
+async def test_a_verdict_is_recorded_even_when_the_next_picture_has_none(make, tmp_path):
     answers = iter((False, True))
     finisher, storage = await make(SeesColours(), Silent(lambda: next(answers)))
     job = await several_of(storage, "magenta", "red")
@@ -129,6 +140,7 @@ async def test_a_verdict_is_recorded_even_when_the_next_picture_has_none(make):
     with pytest.raises(FinishingFailed):
         await finisher.finish(job, record)
     assert recorded == [(0, True, job.drawn.pictures[0].sha256)]
+    assert {name for name in files_of(tmp_path) if not name.startswith("raw/")} == {f"quarantine/{job.gen_id}/0.png"}
 
 
 async def test_a_ruleset_that_is_gone_means_no_picture(make):
@@ -264,6 +276,91 @@ async def test_nobody_lets_go_what_is_never_handed_out(make, tmp_path, colour):
     with pytest.raises(ValueError, match="nobody may release"):
         await finisher.release(job, unrecorded)
     assert not list((tmp_path / "p" / "out").rglob("*.*"))
+
+
+async def with_references(storage, tmp_path, colours, *, used):
+    """A job that was given a signed picture to look at, and an unsigned one to begin with; and the signed file."""
+    job = await several_of(storage, *colours)
+    strangers = Signer(load_or_create(tmp_path / "strangers"), name="else", version="1")
+    stated = Provenance(gen_id="other", model="other", created=datetime(2026, 1, 1, tzinfo=UTC))
+    sent = strangers.sign(encode(Marked(pixels=Image.new("RGB", (32, 32), "blue")), EncodeOptions()), stated)
+    await storage.keep(signed_reference_key("raw", job.gen_id, 0), sent.data)
+    given = (
+        Reference(key="raw/a/references/0.png", sha256="0" * 64, role="guide", sent_sha256=sent.sha256, signed=True),
+        Reference(key="raw/a/references/1.png", sha256="1" * 64, role="init", sent_sha256="2" * 64),
+    )
+    drawn = replace(job.drawn, references=used)
+    return replace(job, drawing=replace(job.drawing, references=given), drawn=drawn), sent
+
+
+async def credentials_of(storage, tmp_path, key):
+    """The ingredients of a picture as (relationship, its manifest or None), and the name of its first action."""
+    data = await storage.read(key)
+    anchors = load_or_create(tmp_path / "ca").anchors_pem
+    assert verify(data, anchors).state == "trusted"
+    store = read_in_detail(data, "image/jpeg", new_context(anchors))
+    held = store["manifests"][store["active_manifest"]]["assertion_store"]
+    ingredients = sorted(
+        (each["relationship"], each.get("activeManifest", {}).get("url", "").rpartition("/")[2] or None)
+        for label, each in held.items()
+        if label.startswith("c2pa.ingredient")
+    )
+    return ingredients, held["c2pa.actions.v2"]["actions"][0]["action"]
+
+
+async def test_the_references_that_had_an_effect_are_in_the_manifest(make, tmp_path):
+    finisher, storage = await make(SeesColours())
+    seen = {}
+    for used in (0, 1, 2):
+        job, sent = await with_references(storage, tmp_path, ("red",), used=used)
+        outcome = await finisher.finish(job, unrecorded)
+        seen[used] = await credentials_of(storage, tmp_path, outcome.pictures[0].key)
+    assert seen[0] == ([], "c2pa.created")
+    assert seen[1] == ([("parentOf", None)], "c2pa.opened")
+    assert seen[2] == ([("inputTo", sent.label), ("parentOf", None)], "c2pa.opened")
+
+
+async def test_a_reference_that_was_sent_signed_waits_for_the_appeal_and_goes_after_it(make, tmp_path):
+    finisher, storage = await make(SeesColours())
+    job, sent = await with_references(storage, tmp_path, ("red", "blue"), used=2)
+    kept = signed_reference_key("quarantine", job.gen_id, 0)
+    job = await released(finisher, job, 1)
+    assert kept in files_of(tmp_path) and not any(name.startswith("raw/") for name in files_of(tmp_path))
+    outcome = await finisher.release(job, unrecorded)
+    fresh = next(picture for picture in outcome.pictures if picture.index == 1)
+    assert await credentials_of(storage, tmp_path, fresh.key) == (
+        [("inputTo", sent.label), ("parentOf", None)],
+        "c2pa.opened",
+    )
+    await finisher.tidy(replace(job, outcome=outcome))
+    assert kept not in files_of(tmp_path)
+
+
+@pytest.mark.parametrize("colours", [("red",), ("cyan",), ("red", "magenta")], ids="-".join)
+async def test_it_goes_at_once_where_nobody_can_let_anything_go(make, tmp_path, colours):
+    finisher, storage = await make(SeesColours())
+    job, _ = await with_references(storage, tmp_path, colours, used=2)
+    outcome = await finisher.finish(job, unrecorded)
+    await finisher.tidy(replace(job, outcome=outcome))
+    assert not [name for name in files_of(tmp_path) if "references" in name]
+
+
+async def test_a_reference_whose_file_is_lost_is_still_named_by_its_hash(make, tmp_path):
+    finisher, storage = await make(SeesColours())
+    job, _ = await with_references(storage, tmp_path, ("red",), used=2)
+    await storage.purge(signed_reference_key("raw", job.gen_id, 0))
+    outcome = await finisher.finish(job, unrecorded)
+    ingredients, _ = await credentials_of(storage, tmp_path, outcome.pictures[0].key)
+    assert ingredients == [("inputTo", None), ("parentOf", None)]
+
+
+async def test_a_reference_that_is_another_file_by_now_means_no_picture(make, tmp_path):
+    finisher, storage = await make(SeesColours())
+    job, _ = await with_references(storage, tmp_path, ("red",), used=2)
+    await storage.keep(signed_reference_key("raw", job.gen_id, 0), png())
+    with pytest.raises(FinishingFailed) as caught:
+        await finisher.finish(job, unrecorded)
+    assert (caught.value.code, caught.value.retryable) == ("reference_lost", False)
 
 
 async def test_a_lost_original_can_not_be_let_go(make):

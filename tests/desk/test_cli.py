@@ -134,7 +134,8 @@ def test_the_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "serve", "generate", "verify", "models", "check", "demo", "keys", "audit", "appeals"]
+    "command",
+    ["up", "serve", "generate", "verify", "models", "check", "demo", "keys", "audit", "appeals", "jobs", "delete"],
 )
 def test_every_command_explains_itself(command: str) -> None:
     assert imgen(command, "--help").exit_code == 0
@@ -347,6 +348,18 @@ def test_blocked_content_says_what_for(gateway: StandInGateway, data: Path, tmp_
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-2:] == [f"imgen: {error}.", "       Rules: weapons-1"]
     assert not (tmp_path / "x.jpg").exists()
+
+
+def test_a_job_is_deleted_and_what_it_was_is_said(gateway: StandInGateway, data: Path) -> None:
+    gateway.answers["delete"] = [
+        (200, {"id": "run_1", "deleted": True, "status": "IN_PROGRESS"}),
+        (404, {"error": "Job not found", "fix": "Send an id that generate returned to this API key."}),
+    ]
+    done = imgen("delete", "run_1", "--url", gateway.url, "--key", "k", "--data", data)
+    assert (done.exit_code, done.stderr) == (0, "run_1 is deleted; it was IN_PROGRESS\n")
+    again = imgen("delete", "run_1", "--url", gateway.url, "--key", "k", "--data", data)
+    assert again.exit_code == 1 and again.stderr.startswith("imgen: Job not found\n")
+    assert gateway.asked[0] == {"action": "delete", "id": "run_1", "key": "Bearer k"}
 
 
 def test_a_refused_key_is_one_sentence_and_its_fix(gateway: StandInGateway, data: Path) -> None:

@@ -42,6 +42,15 @@ def test_only_fields_that_were_given_are_sent() -> None:
     assert json.loads(seen[0].content) == {"action": "generate", "prompt": "p", "seed": 7}
 
 
+def test_a_job_is_deleted_by_its_id() -> None:
+    gone = {"id": "run_1", "deleted": True, "status": "COMPLETED"}
+    api, seen = client(gone, httpx.Response(404, json={"error": "Job not found", "retryable": False}))
+    assert api.delete("run_1") == gone
+    assert json.loads(seen[0].content) == {"action": "delete", "id": "run_1"}
+    with pytest.raises(ClientError, match="Job not found"):
+        api.delete("run_1")
+
+
 def test_waiting_tells_every_step_and_ends_with_the_picture() -> None:
     api, seen = client(
         {"status": "IN_QUEUE"}, {"status": "IN_PROGRESS", "progress": {"step": 3, "total_steps": 14}}, DONE

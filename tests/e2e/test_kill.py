@@ -99,6 +99,30 @@ def watch(stack, jobs, first_seen):
             assert status["status"] in {"IN_QUEUE", "IN_PROGRESS"}, status
 
 
+def test_a_deletion_that_was_answered_holds_whenever_the_gateway_is_killed(tmp_path):
+    """No file of the job is left and nobody finds it, whether it was done, drawn or finished when it was deleted."""
+    chance = random.Random(6)
+    pictures = tmp_path / "var" / "pictures"
+    with running(tmp_path / "var", IMGEN_LEASE="2", IMGEN_JOB_TTL="3600") as stack:
+        for number in range(4):
+            job = stack.call("generate", prompt="a red house on a hill", seed=number)
+            if number % 2:
+                assert stack.ended(job["id"])["status"] == "COMPLETED"
+            else:
+                time.sleep(chance.uniform(0, 1.5))
+            told = stack.call("delete", id=job["id"])
+            time.sleep(chance.uniform(0, 0.03))
+            stack.child("gateway").send_signal(signal.SIGKILL)
+            assert told["deleted"] and (told["status"] == "COMPLETED" or not number % 2)
+            stack.wait_ready(seconds=120)
+            answer = stack.http.post("/api/v2", json={"action": "status", "id": job["id"]})
+            assert (answer.status_code, answer.json()["error"]) == (404, "Job not found")
+            # A worker that heard too late of it uploads once more, and that is found by a further look.
+            wait_for(lambda: not list(pictures.glob(f"*/{job['gen_id']}")), seconds=150)  # noqa: B023
+        assert stack.call("jobs")["jobs"] == []
+        assert stack.stop() == 0
+
+
 def test_kill_of_the_supervisor_leaves_nobody(tmp_path):
     port = free_port()
     with running(tmp_path / "var", port) as stack:

@@ -74,3 +74,19 @@ async def test_the_newest_appeal_of_a_job_is_found(appeals: SqlAppeals) -> None:
     newer = replace(APPEAL, id="app_0", created_at=30.0)
     assert await appeals.add(newer)
     assert await appeals.latest("g1") == newer
+
+
+async def test_what_is_open_of_a_deleted_job_is_closed_and_the_callers_words_go(appeals: SqlAppeals) -> None:
+    old = replace(APPEAL, id="app_0", state="upheld", note="no", decided_at=5.0, decided_by="Ada")
+    new, theirs = APPEAL, replace(APPEAL, id="app_2", gen_id="g2")
+    for each in (old, new, theirs):
+        assert await appeals.add(each)
+    await appeals.forget("g1", keep_words=True, now=7.0)
+    assert await appeals.get(old.id) == old
+    closed = replace(new, state="closed", decided_at=7.0, note="The job was deleted")
+    assert await appeals.get(new.id) == closed
+    for now in (8.0, 9.0):
+        await appeals.forget("g1", keep_words=False, now=now)
+        assert await appeals.get(old.id) == replace(old, reason="")
+        assert await appeals.get(new.id) == replace(closed, reason="")
+    assert await appeals.get(theirs.id) == theirs

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from gateway.core.images import Job, Notice, Outcome, PictureReview, State, StoredPicture
+from gateway.dialects.base import iso
 
 #: Gives the address of a picture and the time when it expires.
 Link = Callable[[StoredPicture], tuple[str, float]]
@@ -164,11 +164,6 @@ def _timings(job: Job) -> dict[str, float]:
         **{f"finish_{name}": seconds for name, seconds in job.outcome.timings.items()},
     }
     return {name: round(max(seconds, 0.0), 4) for name, seconds in phases.items()}
-
-
-def iso(seconds: float) -> str:
-    """UTC, to the second, as the reference prints it."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def cursor(job: Job) -> str:

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from gateway.core.access import Access
 from gateway.core.images import Caller, State
 from gateway.core.service import GenerationService
-from gateway.dialects.base import Json, read_object
+from gateway.dialects.base import Json, iso, read_object
 from gateway.dialects.fields import Fields
 from gateway.dialects.imgen import answer
 from gateway.dialects.imgen.request import FORMATS, SIZES, RequestReader, job_id, read_cursor
@@ -86,6 +86,7 @@ class ImgenDialect:
             "generate": self._generate,
             "status": self._status,
             "cancel": self._cancel,
+            "delete": self._delete,
             "jobs": self._jobs,
             "appeal": self._appeal,
         }
@@ -202,12 +203,22 @@ class ImgenDialect:
         job = await self._service.cancel(caller, "imgen", job_id(body))
         return {"id": job.public_id, "status": answer.STATUS[job.state]}
 
+    async def _delete(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        job = await self._service.delete(caller, "imgen", job_id(body))
+        return {
+            "id": job.public_id,
+            "deleted": True,
+            "status": answer.STATUS[job.state],
+            "time": iso(job.deleted_at or 0.0),
+            "request_id": request_id,
+        }
+
     async def _appeal(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         job, reason = job_id(body), Fields(body).text("reason")
         appeal = await self._service.appeal(caller, "imgen", job, reason)
         return {
             "id": job,
-            "appeal": {"id": appeal.id, "state": appeal.state, "created_at": answer.iso(appeal.created_at)},
+            "appeal": {"id": appeal.id, "state": appeal.state, "created_at": iso(appeal.created_at)},
         }
 
     async def _jobs(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
@@ -223,7 +234,7 @@ class ImgenDialect:
                     "status": answer.STATUS[job.state],
                     "prompt": job.drawing.prompt,
                     "model": job.drawing.model,
-                    "created_at": answer.iso(job.created_at),
+                    "created_at": iso(job.created_at),
                 }
                 for job in shown
             ],
