@@ -26,7 +26,6 @@ const BY = {
   pixel_mark: () => "by the invisible mark in its pixels",
   image_code: (match) => `by its likeness${match.distance === null || match.distance === undefined ? "" : ` (${match.distance} of 64 bits of the image code differ)`}`,
   manifest: () => "by the label of its credentials",
-  sha256: () => "by its hash: not a byte differs",
 };
 const CLAIMS = { title: "Title", author: "Author", description: "Description", organization: "Organization", vendor: "Vendor" };
 
@@ -78,15 +77,19 @@ function factsOf(answer) {
   if (actions.length)
     facts.push(fact("What was done", element("ol", {}, ...actions.map((one) =>
       element("li", {}, ACTIONS[one.action] ?? one.action, one.description && small(one.description))))));
+  const same = answer.found?.find(isSame);
+  if (same) facts.push(fact("On record", element("code", { textContent: same.id }), small("a picture of this service, to the last byte")));
   return facts;
 }
+
+const isSame = (match) => (match.by ?? []).includes("sha256");
 
 function matchOf(match) {
   const created = match.created ? [", drawn on ", time(match.created)] : [];
   const model = match.model ? [` by the model “${match.model}”`] : [];
-  const ways = (match.by ?? []).map((way) => BY[way]?.(match) ?? way).join(", and ");
+  const ways = new Intl.ListFormat("en-GB").format((match.by ?? []).map((way) => BY[way]?.(match) ?? way));
   return element("li", {},
-    element("p", {}, (match.by ?? []).includes("sha256") ? "This is picture " : "This looks like picture ", element("code", { textContent: match.id }), " of this service", ...created, ...model, "."),
+    element("p", {}, "This looks like picture ", element("code", { textContent: match.id }), " of this service", ...created, ...model, "."),
     element("p", {}, `Found ${ways}${match.mirrored ? "; this copy is mirrored" : ""}.`));
 }
 
@@ -109,15 +112,13 @@ function moreOf(answer) {
 function show(answer) {
   const known = Object.hasOwn(STATES, answer.state) ? answer.state : "unreadable";
   const [title, meaning] = STATES[known];
-  const found = answer.found ?? [];
+  const found = (answer.found ?? []).filter((match) => !isSame(match));
   $("state").dataset.state = known;
   $("mark").setAttribute("href", `#mark-${known}`);
   $("verdict").textContent = title;
-  $("summary").textContent = answer.summary || meaning;
-  const same = found.some((match) => match.by?.includes("sha256"));
+  // What it looks like stands below, and in more words than a summary has.
+  $("summary").textContent = found.length ? meaning : answer.summary || meaning;
   $("found").hidden = found.length === 0;
-  $("found-words").textContent = same ? "On record here" : "Found again";
-  $("pointer").hidden = same;
   $("matches").replaceChildren(...found.map(matchOf));
   const caution = known === "trusted" && document.body.dataset.development !== "true" ? "" : CAUTION[known] ?? "";
   $("caution").textContent = caution;
@@ -126,7 +127,7 @@ function show(answer) {
   $("more").replaceChildren(...moreOf(answer));
   $("json").textContent = JSON.stringify(answer, null, 2);
   $("result").hidden = false;
-  const again = found.length && !same ? ` Found again: it looks like picture ${found[0].id}.` : "";
+  const again = found.length ? ` Found again: it looks like picture ${found[0].id}.` : "";
   say(`Checked. ${title}.${again}`);
   $("status").classList.add("unseen"); // The eyes have the result itself.
   $("drop").classList.add("done");

@@ -97,6 +97,9 @@ async def test_what_is_not_there_and_what_is_not_yours_look_the_same(
     assert (await gateway.ended(blocked["id"]))["compliance"] == "unsafe"
     gateway.runpod.brush = paint
     mine = await gateway.picture("a green house")
+    deleted = await gateway.picture("a yellow house")
+    assert (await ask(gateway, f"/i/{deleted['gen_id']}")).status_code == 302
+    await gateway.call("delete", id=deleted["id"])
     key = await another_tenant(gateway)
     answers = [
         await ask(gateway, "/i/run_neverheardof"),
@@ -105,6 +108,8 @@ async def test_what_is_not_there_and_what_is_not_yours_look_the_same(
         await ask(gateway, f"/i/{mine['gen_id']}", key=key),
         await ask(gateway, f"/i/{blocked['id']}"),
         await ask(gateway, f"/i/{blocked['gen_id']}"),
+        await ask(gateway, f"/i/{deleted['id']}"),
+        await ask(gateway, f"/i/{deleted['gen_id']}"),
         await ask(gateway, f"/i/{mine['id']}?index=7"),
     ]
     told = [{**answer.json(), "request_id": ""} for answer in answers]
