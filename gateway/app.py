@@ -54,7 +54,8 @@ from gateway.core.service import GenerationService
 from gateway.core.throttle import Throttle
 from gateway.dialects.base import Dialect, Json
 from gateway.dialects.imgen import ImgenDialect
-from gateway.dialects.provenance import ProvenanceDialect
+from gateway.dialects.pictures import PictureDialect
+from gateway.dialects.provenance import BODY_LIMIT, ProvenanceDialect
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -72,7 +73,8 @@ from gateway.jobs.migrations import migrate
 from gateway.jobs.originals import SqlOriginals
 from gateway.jobs.records import SqlRecords
 from gateway.jobs.store import SqlJobs
-from gateway.middleware import RequestId
+from gateway.middleware import LastResort, RequestId
+from gateway.pages.site import Site
 from gateway.settings import Settings
 from gateway.storage.build import storage_of
 from gateway.webhooks import Webhook
@@ -178,6 +180,7 @@ def create_app(
         policy=policy,
         now=time.time,
     )
+    entrance = access.Access(keys, now=time.time)
     recognition = Recognition(
         records=records,
         jobs=jobs,
@@ -189,12 +192,18 @@ def create_app(
     dialects: list[Dialect] = [
         ImgenDialect(
             service,
-            access.Access(keys, now=time.time),
+            entrance,
             unknown_character=settings.unknown_character,
             unknown_ruleset=settings.unknown_ruleset,
         ),
+        PictureDialect(service, entrance),
         ProvenanceDialect(recognition, Throttle(per_minute=settings.verify_rate, now=time.monotonic)),
     ]
+    site = Site(
+        most_bytes=BODY_LIMIT,
+        development=settings.signing_chain is None,
+        picture_origins=[settings.base_url()],
+    )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -231,19 +240,24 @@ def create_app(
         *(route for dialect in dialects for route in dialect.routes()),
         *backend.routes(advancer.hint),
         *storage.routes(),
+        *site.routes(),
     ]
     middleware = [Middleware(RequestId)]
-    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+    if origins := settings.origins():
         middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=origins,
-                allow_methods=["POST", "GET"],
-                allow_headers=["authorization", "content-type", "x-request-id"],
-                expose_headers=["x-request-id", "retry-after"],
+                allow_methods=["GET", "HEAD", "POST"],
+                allow_headers=["authorization", "content-type", "if-none-match", "range", "x-request-id"],
+                # Keys travel in a header that a page must set itself: no cookie ever opens anything here.
+                allow_credentials=False,
+                expose_headers=["content-disposition", "content-range", "etag", "retry-after", "x-request-id"],
             )
         )
-    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_voices(dialects))
+    voices = _voices(dialects)
+    middleware.append(Middleware(LastResort, render=voices[Exception]))
+    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=voices)
 
 
 def _voices(dialects: Sequence[Dialect]) -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:

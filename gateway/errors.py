@@ -10,9 +10,10 @@ x GatewayError
   x PromptBlocked             the content policy refused the words
     + ReferenceBlocked, WatermarkBlocked    or a picture that came with them
   x NotFound
-    + JobNotFound, CachedResultNotFound, CacheMiss, RouteNotFound, AppealNotFound, ManifestNotFound
+    + JobNotFound, PictureNotFound, CachedResultNotFound, CacheMiss, RouteNotFound, AppealNotFound, ManifestNotFound
   + MethodNotAllowed
   + JobNotOpen                the job has ended, so it cannot be cancelled
+  + PictureNotReady           the job has not ended, so there is nothing to show
   + NothingToAppeal, AppealDecided, NotReleasable
   x Unavailable               somebody behind us does not answer; the job survives
     + BackendUnavailable, StorageUnavailable, StoreUnavailable, ComplianceUnavailable, NotifierUnavailable
@@ -200,6 +201,13 @@ class JobNotFound(NotFound):
     fix = "Send an id that generate returned to this API key."
 
 
+class PictureNotFound(NotFound):
+    """Picture not found"""
+
+    code = "picture_not_found"
+    fix = "Send the id of a completed job of this API key, and an index that its meta.images has."
+
+
 class ManifestNotFound(NotFound):
     """Manifest not found"""
 
@@ -238,6 +246,14 @@ class JobNotOpen(GatewayError):
     """Job has already ended"""
 
     code = "job_not_open"
+
+
+class PictureNotReady(GatewayError):
+    """The picture is not finished yet"""
+
+    code = "picture_not_ready"
+    fix = "Ask again after the seconds that Retry-After names."
+    retryable = True
 
 
 class NothingToAppeal(GatewayError):

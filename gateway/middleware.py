@@ -1,12 +1,15 @@
-"""Around every request: an id that goes into logs, answers and jobs."""
+"""Around every request: an id that goes into logs, answers and jobs, and an answer to what nobody caught."""
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Awaitable, Callable
 
 import structlog
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ACCEPTED = re.compile(rb"[A-Za-z0-9._-]{8,64}")
@@ -33,3 +36,32 @@ class RequestId:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             await self.app(scope, receive, send_with_id)
+
+
+class LastResort:
+    """Answers what no handler caught, inside of all other middleware: Starlette itself does so outside of it, where an
+    answer gets no request id, and no header that lets a page of another origin read what went wrong.
+    """
+
+    def __init__(self, app: ASGIApp, render: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+        self.app = app
+        self.render = render
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as exc:
+            if begun:
+                raise
+            answer = await self.render(Request(scope), exc)
+            await answer(scope, receive, send)

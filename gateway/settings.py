@@ -17,6 +17,8 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 #: Seconds that a presigned address can live.
 _WEEK = 604_800
 
+_ORIGIN = re.compile(r"(?P<scheme>https?)://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?")
+
 
 def _http_url(value: str) -> str:
     if value and not value.startswith(("http://", "https://")):
@@ -30,6 +32,25 @@ def _prefix(value: str) -> str:
     if value and not _PREFIX.fullmatch(value):
         raise ValueError("must be names of a-z, A-Z, 0-9, _ and - with slashes between them")
     return f"{value}/" if value else ""
+def _origins(value: str) -> str:
+    """Origins as browsers send them: an entry that none ever sends would forbid in silence what it means to allow."""
+    for origin in _split(value):
+        if origin in {"*", "null"}:
+            raise ValueError(f"{origin} is everybody; name each origin, such as https://www.example.org")
+        match = _ORIGIN.fullmatch(origin)
+        if match is None:
+            raise ValueError(
+                f"{origin} is no origin; write https://www.example.org or http://localhost:3000, in small letters and "
+                "without a path or a slash at the end"
+            )
+        scheme, port = match["scheme"], int(match["port"] or 0)
+        if port == {"http": 80, "https": 443}[scheme] or port > 65535:
+            raise ValueError(f"{origin}: leave the port out where it is the usual one, and keep it below 65536")
+    return value
+
+
+def _split(value: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, value.split(","))))
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
@@ -47,7 +68,9 @@ class Settings(BaseModel):
     port: int = Field(8080, ge=1, le=65535, description="Port to listen on")
     public_url: HttpUrl = Field("", description="How callers reach this gateway; picture URLs begin with it")
     internal_url: HttpUrl = Field("", description="How the worker and the endpoint reach this gateway")
-    cors_origins: str = Field("", description="Comma-separated origins that browsers may call from")
+    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        "", description="Comma-separated origins that browsers may call from"
+    )
 
     api_key: str = Field("", description="A key to register at the start, 16 characters at least")
     secret: str = Field("", description="Secret that signs URLs; made and kept in the data folder when empty")
@@ -208,6 +231,10 @@ class Settings(BaseModel):
     def worker_url(self) -> str:
         """Where the worker sends pictures and the endpoint its webhooks."""
         return self.internal_url or self.public_url or f"http://{_reachable(self.host)}:{self.port}"
+
+    def origins(self) -> tuple[str, ...]:
+        """Who may call from a browser, beside the gateway's own pages."""
+        return _split(self.cors_origins)
 
     def database(self) -> str:
         return self.database_url or f"sqlite+aiosqlite:///{self.data / 'imgen.db'}"

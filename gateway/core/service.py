@@ -45,6 +45,8 @@ from gateway.errors import (
     ComplianceUnavailable,
     JobNotFound,
     JobNotOpen,
+    PictureNotFound,
+    PictureNotReady,
     PromptBlocked,
     ReferenceBlocked,
     StorageUnavailable,
@@ -186,6 +188,13 @@ class GenerationService:
             raise JobNotFound
         return job
 
+    async def get(self, caller: Caller, gen_id: str) -> Job:
+        """The caller's job by its ``gen_id``, whatever surface it came through. Raises as `find` does."""
+        job = await self._jobs.get(gen_id)
+        if job is None:
+            raise JobNotFound
+        return await self.find(caller, job.surface, job.public_id)
+
     async def cancel(self, caller: Caller, surface: str, public_id: str) -> Job:
         """End the caller's job. Idempotent; raises `JobNotOpen` once it is being finished or has ended otherwise."""
         job = await self.find(caller, surface, public_id)
@@ -220,6 +229,19 @@ class GenerationService:
     async def page(self, caller: Caller, *, limit: int, before: tuple[float, str] | None) -> list[Job]:
         """The tenant's jobs, newest first."""
         return await self._jobs.page(caller.tenant, limit=limit, before=before)
+
+    def picture(self, job: Job, *, type: str, index: int | None) -> StoredPicture:
+        """One picture of a job that may be handed out, the first of its type when ``index`` is None.
+
+        Raises `PictureNotReady` while the job is open, and `PictureNotFound` whatever else is the reason.
+        """
+        if job.open:
+            raise PictureNotReady
+        given = job.outcome.pictures if job.outcome is not None and job.state is State.COMPLETED else ()
+        for picture in given:
+            if picture.type == type and index in (None, picture.index):
+                return picture
+        raise PictureNotFound
 
     def link(self, picture: StoredPicture) -> tuple[str, float]:
         """A fresh signed address of a picture, and when it expires."""
