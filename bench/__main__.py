@@ -1,4 +1,4 @@
-"""``python -m bench [calls] [pipeline] [worker] [compliance] [words] [gpu]``: everything without arguments."""
+"""``python -m bench [part …]``; everything without arguments. The parts are listed with ``--help``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-PARTS = ("calls", "pipeline", "worker", "compliance", "words", "gpu")
+PARTS = ("calls", "pipeline", "worker", "compliance", "words", "provenance", "gpu")
 
 
 def main() -> None:
@@ -35,6 +35,10 @@ def main() -> None:
             from bench import compliance
 
             compliance.run()
+        if "provenance" in parts:
+            from bench import provenance
+
+            provenance.run(Path(folder) / "provenance")
         if "gpu" in parts:
             from bench import gpu
 
