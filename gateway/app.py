@@ -24,11 +24,13 @@ from starlette.routing import BaseRoute, Route
 
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
+from compliance.credentials import RemoteKey
 from compliance.errors import ComplianceError
 from compliance.review import Reviewer
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
 from compliance.sign import Signer
+from compliance.timestamp import TimestampAuthority
 from gateway import __version__
 from gateway.acs.build import panel_of
 from gateway.acs.local import LocalCompliance
@@ -44,6 +46,7 @@ from gateway.core.images import Credentials
 from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
 from gateway.core.polishing import Polisher
+from gateway.core.ports import Meter
 from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
 from gateway.dialects.base import Dialect, Json
@@ -62,6 +65,7 @@ from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.migrations import migrate
 from gateway.jobs.store import SqlJobs
+from gateway.metrics import Metrics
 from gateway.middleware import RequestId
 from gateway.settings import Settings
 from gateway.storage.disk import DiskStorage
@@ -106,10 +110,12 @@ def create_app(
         transport=backend_transport,
     )
     compliance = compliance_of(settings, reviewers)
+    signer = signer_of(settings)
+    metrics = Metrics(expires_at=signer.credentials.not_after.timestamp())
     finisher = Finisher(
         storage=storage,
         compliance=compliance,
-        polisher=polisher_of(settings),
+        polisher=polisher_of(settings, signer, metrics),
         threads=settings.finish_threads,
     )
     jobs = SqlJobs(database)
@@ -173,6 +179,7 @@ def create_app(
             await stack.enter_async_context(backend.open())
             await stack.enter_async_context(compliance.open())
             await finisher.open()
+            await stack.enter_async_context(finisher.running())
             if settings.api_key:
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
@@ -196,6 +203,7 @@ def create_app(
         *(route for dialect in dialects for route in dialect.routes()),
         *backend.routes(advancer.hint),
         *storage.routes(),
+        *metrics.routes(),
     ]
     middleware = [Middleware(RequestId)]
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
@@ -249,10 +257,10 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
     return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
 
 
-def polisher_of(settings: Settings) -> Polisher:
-    """What marks, encodes and signs. Raises `SettingsError` when the signing credentials are not usable."""
+def polisher_of(settings: Settings, signer: Signer, meter: Meter) -> Polisher:
+    """What marks, encodes and signs."""
     return Polisher(
-        signer=signer_of(settings),
+        signer=signer,
         defaults=Credentials(
             author=settings.author,
             title=settings.title,
@@ -263,6 +271,7 @@ def polisher_of(settings: Settings) -> Polisher:
         now=time.time,
         badge_at=None if settings.badge == "off" else settings.badge,
         tell_prompts=settings.embed_prompts,
+        meter=meter,
     )
 
 
@@ -275,6 +284,7 @@ def signer_of(settings: Settings) -> Signer:
         provider=settings.provider,
         training=None if settings.training_mining == "off" else settings.training_mining,
         constraints=settings.training_mining_info,
+        timestamps=TimestampAuthority(url=settings.tsa_url, timeout=settings.tsa_timeout) if settings.tsa_url else None,
     )
 
 
@@ -301,13 +311,26 @@ def secret_of(settings: Settings) -> bytes:
 def signing_credentials(settings: Settings) -> SigningCredentials:
     """The configured chain, or the development authority of the data folder. Raises `SettingsError`."""
     try:
-        if settings.signing_chain is None or settings.signing_key is None:
+        if settings.signing_chain is None:
             return load_or_create(authority_folder(settings))
         if settings.signing_anchors is None:
             raise SettingsError("IMGEN_SIGNING_ANCHORS: name the PEM file with the root of the signing chain")
+        if settings.signing_key is None:
+            return SigningCredentials.from_remote_key_files(
+                settings.signing_chain, _kms_key(settings), settings.signing_anchors
+            )
         return SigningCredentials.from_pem_files(settings.signing_chain, settings.signing_key, settings.signing_anchors)
     except ComplianceError as exc:
         raise SettingsError(f"IMGEN_SIGNING_CHAIN: {exc.message}", fix=exc.fix) from exc
+
+
+def _kms_key(settings: Settings) -> RemoteKey:
+    # Imported where it is wanted: it brings AWS's whole SDK.
+    from compliance.kms import KmsKey
+
+    return KmsKey(
+        key_id=settings.signing_kms_key, region=settings.signing_kms_region, endpoint=settings.signing_kms_endpoint
+    )
 
 
 def authority_folder(settings: Settings) -> Path:

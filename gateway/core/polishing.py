@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
+from compliance.errors import SigningUnavailable
 from compliance.logo import Logo, badge
-from compliance.picture import Blocked, Marked, Reviewed, Signed
+from compliance.picture import Blocked, Encoded, Marked, Reviewed, Signed
 from compliance.sign import Claims, Provenance, Signer, Source
 from compliance.watermark import Placement, Position, VisibleMark, beside, mark, mark_blocked
 from gateway.core.images import Credentials, Job, RawPicture
+from gateway.core.ports import Meter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,7 @@ class Polisher:
         now: Callable[[], float],
         badge_at: Position | None = None,
         tell_prompts: bool = False,
+        meter: Meter | None = None,
     ) -> None:
         """``badge_at`` puts the badge "AI" on every picture; a caller's logo in the same place moves it beside.
 
@@ -58,7 +61,13 @@ class Polisher:
         self._defaults = defaults
         self._badge_at = badge_at
         self._tell_prompts = tell_prompts
+        self._meter = meter
         self._now = now
+
+    @property
+    def expires_at(self) -> float:
+        """When the first certificate of the signing chain expires, in seconds since the epoch."""
+        return self._signer.credentials.not_after.timestamp()
 
     def probe(self) -> None:
         """Raises `compliance.errors.ComplianceError` when what it signs would be trusted by nobody."""
@@ -78,9 +87,21 @@ class Polisher:
             encoded = encode(marked, options, xmp)
             small = encode(thumbnail(marked), THUMBNAIL_OPTIONS, xmp)
         with timed(timings, "sign"):
-            signed = self._signer.sign(encoded, provenance)
-            thumb = self._signer.sign(small, provenance, parent=signed)
+            signed = self._signed(encoded, provenance)
+            thumb = self._signed(small, provenance, parent=signed)
         return Finished(drawn=drawn, signed=signed, thumb=thumb)
+
+    def _signed(self, encoded: Encoded, provenance: Provenance, parent: Signed | None = None) -> Signed:
+        began = time.perf_counter()
+        try:
+            signed = self._signer.sign(encoded, provenance, parent=parent)
+        except SigningUnavailable as exc:
+            if self._meter is not None:
+                self._meter.signing_failed(exc.code)
+            raise
+        if self._meter is not None:
+            self._meter.signed(time.perf_counter() - began, signed.stamped)
+        return signed
 
     def _marked(self, passed: Reviewed | Blocked, marks: list[VisibleMark]) -> Marked:
         return mark_blocked(passed, marks) if isinstance(passed, Blocked) else mark(passed, marks)
