@@ -145,7 +145,8 @@ class Finisher:
         self._doubted = False
         before = self._readiness
         try:
-            await anyio.to_thread.run_sync(self._polisher.probe)
+            # A key elsewhere that hangs must not hold up the end of the process.
+            await anyio.to_thread.run_sync(self._polisher.probe, abandon_on_cancel=True)
         except ComplianceError as exc:
             self._readiness = Readiness(ready=False, reason=f"signing: {exc}")
         else:

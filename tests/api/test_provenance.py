@@ -11,6 +11,7 @@ from PIL import Image
 
 from compliance.authority import load_or_create
 from compliance.verify import verify
+from gateway.check import looks, tried
 from gateway.errors import SettingsError
 from tests.api.conftest import settings
 from tests.compliance.fake_kms import serving as serving_kms
@@ -54,13 +55,16 @@ async def test_what_may_be_done_with_the_pictures_is_in_each_of_them(open_gatewa
     assert entries["cawg.ai_training"] == {"use": "constrained", "constraint_info": "Ask us."}
 
 
-async def test_a_missing_stamp_is_a_warning_and_a_stamp_is_none(open_gateway, tmp_path):
+async def test_a_stamped_picture_has_no_warning(open_gateway, tmp_path):
     with serving_tsa(tmp_path / "tsa") as tsa:
         gateway = await open_gateway(IMGEN_TSA_URL=tsa.url, IMGEN_TSA_TIMEOUT="5")
         data, meta = await drawn(gateway)
         assert "warnings" not in meta
         assert verify(data, anchors_of(gateway)).state == "trusted"
         assert figures(await gateway.http.get("/metrics"))['imgen_pictures_signed_total{stamped="yes"}'] == 2.0
+
+
+async def test_a_missing_stamp_is_a_warning(open_gateway):
     silent = await open_gateway(IMGEN_TSA_URL="http://127.0.0.1:9/")
     data, meta = await drawn(silent)
     assert [(each["code"], each["used"]) for each in meta["warnings"]] == [("unstamped", "signed without a time stamp")]
@@ -112,6 +116,19 @@ async def test_a_gateway_signs_with_a_key_in_kms_and_says_why_when_it_can_not(op
 def test_settings_that_do_not_fit_together_name_what_to_mend(tmp_path, changed, says):
     with pytest.raises(SettingsError, match=says):
         settings(tmp_path, **changed)
+
+
+@pytest.mark.parametrize(("days", "said"), [(20, "it expires in 19 days: renew it"), (60, None)])
+async def test_the_check_tells_of_a_certificate_that_ends_soon(tmp_path, days, said):
+    authority = Authority()
+    leaf, key = authority.leaf(ends=days)
+    issuer = authority._certificate("issuer", authority.issuer_key, "root", authority.root_key, ca=True, ends=900)
+    for name, pem in (("chain", leaf + issuer), ("key", key), ("anchors", authority.root)):
+        (tmp_path / f"{name}.pem").write_bytes(pem)
+    named = {f"IMGEN_SIGNING_{name.upper()}": str(tmp_path / f"{name}.pem") for name in ("chain", "key", "anchors")}
+    ok, remark = await tried(dict(looks(settings(tmp_path, **named)))["signing"])
+    assert ok and str(tmp_path / "chain.pem") in remark
+    assert (said in remark) if said else ("expires" not in remark)
 
 
 def figures(answer):
