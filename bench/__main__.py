@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-PARTS = ("calls", "pipeline", "finishing", "worker", "compliance", "words", "pixelmark", "gpu")
+PARTS = ("calls", "pipeline", "finishing", "worker", "compliance", "words", "provenance", "pixelmark", "gpu")
 
 
 def main() -> None:
@@ -46,6 +46,10 @@ def main() -> None:
             from bench import pixelmark
 
             pixelmark.run(marked=given.marked, unmarked=4 * given.marked, drawn=given.drawn, pictures=given.gallery)
+        if "provenance" in parts:
+            from bench import provenance
+
+            provenance.run(Path(folder) / "provenance")
         if "gpu" in parts:
             from bench import gpu
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
 
 import httpx
 
@@ -11,6 +12,7 @@ from gateway.app import compliance_of, secret_of, signer_of
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import catalog
 from gateway.core.catalog import Catalog
+from gateway.core.finishing import EXPIRY_WARNING
 from gateway.core.images import Readiness
 from gateway.desk.claim import read_note
 from gateway.desk.keys import open_keys
@@ -45,8 +47,12 @@ def looks(settings: Settings) -> Iterator[tuple[str, Look]]:
         return f"active API keys: {active}" if active else "no active API key; make one with: imgen keys create"
 
     async def see_signing() -> str:
-        signer_of(settings).probe()
-        return str(settings.signing_chain or "the data folder's development authority")
+        signer = signer_of(settings)
+        signer.probe()
+        days = (signer.credentials.not_after - datetime.now(UTC)).days
+        soon = f"; it expires in {days} days: renew it" if days < EXPIRY_WARNING / 86_400 else ""
+        where = settings.signing_chain or "the data folder's development authority"
+        return f"{where}{soon}"
 
     async def see_storage() -> str:
         storage = storage_of(settings, secret=secret_of(settings))

@@ -32,6 +32,8 @@ def _prefix(value: str) -> str:
     if value and not _PREFIX.fullmatch(value):
         raise ValueError("must be names of a-z, A-Z, 0-9, _ and - with slashes between them")
     return f"{value}/" if value else ""
+
+
 def _origins(value: str) -> str:
     """Origins as browsers send them: an entry that none ever sends would forbid in silence what it means to allow."""
     for origin in _split(value):
@@ -141,6 +143,11 @@ class Settings(BaseModel):
     signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
     signing_key: Path | None = Field(None, description="PEM private key (PKCS#8) of the leaf")
     signing_anchors: Path | None = Field(None, description="PEM roots that the chain must lead to")
+    signing_kms_key: str = Field("", description="Key of the leaf in AWS KMS (id, ARN or alias) instead of a file")
+    signing_kms_region: str = Field("", description="Its region; as AWS's tools find it when empty")
+    signing_kms_endpoint: HttpUrl = Field("", description="Another address of KMS, or of what speaks its protocol")
+    tsa_url: HttpUrl = Field("", description="Time-stamp authority (RFC 3161) for the signatures; none when empty")
+    tsa_timeout: float = Field(3, gt=0, le=20, description="Seconds that it may take; then a picture goes unstamped")
     training_mining: Literal["off", "notAllowed", "allowed", "constrained"] = Field(
         "off", description="What the pictures may be used for by those who train models (CAWG), said in each of them"
     )
@@ -172,8 +179,10 @@ class Settings(BaseModel):
             raise ValueError("api_key: must have 16 characters at least")
         if self.secret and len(self.secret) < 32:
             raise ValueError("secret: must have 32 characters at least")
-        if (self.signing_chain is None) != (self.signing_key is None):
-            raise ValueError("signing_chain: set it together with signing_key")
+        if self.signing_key is not None and self.signing_kms_key:
+            raise ValueError("signing_kms_key: set it or signing_key, not both")
+        if (self.signing_chain is None) != (self.signing_key is None and not self.signing_kms_key):
+            raise ValueError("signing_chain: set it together with signing_key or signing_kms_key")
         if (self.training_mining == "constrained") != bool(self.training_mining_info):
             raise ValueError("training_mining_info: set it together with training_mining=constrained, and only then")
         if self.judge_url and not self.judge_model:
