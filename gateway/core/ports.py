@@ -133,7 +133,10 @@ class Records(Protocol):
         """Those whose file has this SHA-256 (hex)."""
 
     async def codes(self, *, after: int, limit: int) -> Sequence[tuple[int, str, int]]:
-        """Image codes as (number, label, code), by the number that each record got when it was added."""
+        """Image codes of what may be told of as (number, label, code), by the number that each got when it was added.
+
+        A number may become visible after a higher one.
+        """
 
     async def purge(self, gen_id: str, *, keep: frozenset[str] = frozenset()) -> None:
         """Forget the records of a job, but the labels to keep."""

@@ -36,6 +36,9 @@ MOST_MATCHES = 10
 #: Seconds between two looks for new codes, and codes that one look takes.
 FRESH = 1.0
 _PAGE = 20_000
+_OVERLAP = 1000
+#: So many records are looked up for one picture at most.
+_MOST_LOOKS = 200
 
 WATERMARKS, FINGERPRINTS = (ALGORITHM,), (ISCC,)
 
@@ -69,37 +72,51 @@ class _Seen:
 
 
 class CodeIndex:
-    """All image codes in memory, 8 bytes each, following the table by its numbers. Not for several threads."""
+    """All image codes in memory, 8 bytes each, following the table by its numbers."""
 
     def __init__(self, records: Records, *, now: Callable[[], float]) -> None:
         self._records = records
         self._now = now
         self._labels: list[str] = []
         self._codes: npt.NDArray[np.uint64] = np.empty(1024, np.uint64)
+        self._gone: set[int] = set()
         self._last = 0
+        self._recent: dict[int, None] = {}
         self._looked_at = -FRESH
         self._lock = anyio.Lock()
 
-    async def near(self, code: int, distance: int, limit: int) -> list[tuple[int, str]]:
-        """The nearest labels as (bits, label), at most so many bits away."""
+    async def near(self, code: int, distance: int) -> list[tuple[int, int, str]]:
+        """All labels at most so many bits away, the nearest first, as (bits, place, label)."""
         await self._follow()
         count = len(self._labels)
         bits = np.bitwise_count(self._codes[:count] ^ np.uint64(code))
         close = np.flatnonzero(bits <= distance)
-        return heapq.nsmallest(limit, ((int(bits[at]), self._labels[at]) for at in close))
+        return sorted((int(bits[at]), int(at), self._labels[at]) for at in close if int(at) not in self._gone)
+
+    def drop(self, place: int) -> None:
+        """What lies there has been forgotten."""
+        self._gone.add(place)
 
     async def _follow(self) -> None:
         async with self._lock:
             if self._now() - self._looked_at < FRESH:
                 return
-            while rows := await self._records.codes(after=self._last, limit=_PAGE):
-                start = len(self._labels)
-                if start + len(rows) > len(self._codes):
-                    self._codes = np.resize(self._codes, 2 * (start + len(rows)))
-                self._codes[start : start + len(rows)] = [code for _, _, code in rows]
-                self._labels += [label for _, label, _ in rows]
-                self._last = rows[-1][0]
+            # A number may be committed after one that is higher: the last ones are looked at again.
+            after = max(0, self._last - _OVERLAP)
+            while rows := await self._records.codes(after=after, limit=_PAGE):
+                after = rows[-1][0]
+                self._add([row for row in rows if row[0] not in self._recent])
+                self._last = max(self._last, after)
+                self._recent = {number: None for number in self._recent if number > self._last - _OVERLAP}
             self._looked_at = self._now()
+
+    def _add(self, rows: Sequence[tuple[int, str, int]]) -> None:
+        start, end = len(self._labels), len(self._labels) + len(rows)
+        if end > len(self._codes):
+            self._codes = np.resize(self._codes, 2 * end)
+        self._codes[start:end] = [code for _, _, code in rows]
+        self._labels += [label for _, label, _ in rows]
+        self._recent.update((number, None) for number, _, _ in rows)
 
 
 class Recognition:
@@ -196,17 +213,25 @@ class Recognition:
             found = [self._by_mark(match, seen) for match in marked]
             if found:
                 return found
-        near: dict[str, tuple[int, bool]] = {}
-        for number, code in enumerate(seen.codes):
-            for bits, label in await self._index.near(code, DISTANCE, 4 * MOST_MATCHES):
-                if label not in near or bits < near[label][0]:
-                    near[label] = (bits, number == 1)
-        matches = []
-        for label, (bits, mirrored) in sorted(near.items(), key=lambda each: each[1]):
+        near = [
+            (bits, number == 1, place, label)
+            for number, code in enumerate(seen.codes)
+            for bits, place, label in await self._index.near(code, DISTANCE)
+        ]
+        matches: dict[tuple[str, int], Match] = {}
+        for bits, mirrored, place, label in heapq.nsmallest(_MOST_LOOKS, near):
             record = await self._records.get(label)
-            told = await self._told([record] if record else [])
-            matches += [replace(match, by=("image_code",), distance=bits, mirrored=mirrored) for match in told]
-        return _one_of_each(matches)
+            if record is None:
+                self._index.drop(place)
+                continue
+            # Each picture once: its thumbnail looks like it, too.
+            for match in await self._told([record]) if (record.gen_id, record.index) not in matches else []:
+                matches[record.gen_id, record.index] = replace(
+                    match, by=("image_code",), distance=bits, mirrored=mirrored
+                )
+            if len(matches) == MOST_MATCHES:
+                break
+        return list(matches.values())
 
     def _by_mark(self, match: Match, seen: _Seen) -> Match:
         known = match.record.code
@@ -230,11 +255,3 @@ class Recognition:
             return None
         handed_out = any(picture.label == record.label for picture in job.outcome.pictures)
         return job.drawing.model if handed_out else None
-
-
-def _one_of_each(matches: list[Match]) -> list[Match]:
-    """Each picture once: its thumbnail looks like it, too."""
-    best: dict[tuple[str, int], Match] = {}
-    for match in matches:
-        best.setdefault((match.record.gen_id, match.record.index), match)
-    return list(best.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,6 +10,15 @@ from collections.abc import Callable
 from gateway.errors import TooManyRequests
 
 _MOST_REMEMBERED = 10_000
+
+
+def _network(address: str) -> str:
+    """Who a network address belongs to: of IPv6 everybody has 64 bits of them."""
+    try:
+        given = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return address if given.version == 4 else str(ipaddress.ip_network((given, 64), strict=False))
 
 
 class Throttle:
@@ -21,9 +31,10 @@ class Throttle:
         #: Tokens that were left, and when. Whoever is forgotten has a full bucket, so the longest away go first.
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, caller: str) -> None:
+    def take(self, address: str) -> None:
         """Raises `TooManyRequests`, which says when to come again."""
         now = self._now()
+        caller = _network(address)
         left, when = self._left.get(caller, (self._most, now))
         left = min(self._most, left + (now - when) * self._rate)
         if left < 1:

@@ -75,7 +75,7 @@ _OF_PICTURE = (
 )
 _CODES = (
     select(records.c.number, records.c.label, records.c.code)
-    .where(records.c.number > bindparam("after"), records.c.code.is_not(None))
+    .where(records.c.number > bindparam("after"), records.c.code.is_not(None), records.c.type != "unsafe")
     .order_by(records.c.number)
     .limit(bindparam("most"))
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from random import Random
 from typing import Any
 
 import anyio
@@ -17,17 +18,22 @@ from compliance.fingerprint import ISCC, binding_value, image_code
 from compliance.pixelmark import ALGORITHM
 from compliance.reader import active_manifest
 from gateway.core.polishing import mark_id
+from handler.builtin.world import draw, sample
 from tests.api.conftest import BASE
-from tests.api.fake_runpod import FakeRunPod
+from tests.api.test_compliance import RULES
 from tests.compliance.samples import Authority, bytes_of, new_signer, noise, scene, signed
-from tests.compliance.test_pixelmark import landscape
 from tests.reviewers import SeesColours
 
 pytestmark = pytest.mark.anyio
 
 
-def brush(width: int, height: int, seed: int) -> Image.Image:
-    return landscape((width, height), seed)
+def landscape(size: tuple[int, int], seed: int) -> Image.Image:
+    """A picture as the built-in model would draw it at its best."""
+    return Image.fromarray(draw(sample(Random(seed)), size)).resize(size, Image.Resampling.NEAREST)
+
+
+def brush(job: Any, index: int) -> bytes:
+    return bytes_of(landscape((job.width, job.height), job.seed + index), compress_level=1)
 
 
 @pytest.fixture
@@ -199,22 +205,25 @@ async def test_a_blocked_and_a_deleted_picture_are_never_told_of(open_gateway, t
     assert (await gateway.http.get(f"/manifests/{label}")).status_code == 404
 
 
-async def test_the_copy_of_a_blocked_picture_is_never_told_of(open_gateway):
-    gateway = await open_gateway(SeesColours(), IMGEN_PIXEL_MARK="true", IMGEN_VERIFY_RATE="6000")
+async def test_the_copy_of_a_blocked_picture_is_never_told_of(open_gateway, tmp_path):
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    (rules / "colours.toml").write_text(RULES, encoding="utf-8")
+    gateway = await open_gateway(
+        SeesColours(), IMGEN_PIXEL_MARK="true", IMGEN_VERIFY_RATE="6000", IMGEN_RULESETS=str(rules)
+    )
 
-    def blue(width: int, height: int, seed: int) -> Image.Image:
-        picture = brush(width, height, 5)
+    def blue(job: Any, index: int) -> bytes:
+        picture = landscape((job.width, job.height), job.seed)
         picture.putpixel((0, 0), (0, 0, 255))
-        return picture
+        return bytes_of(picture)
 
     gateway.runpod.brush = blue
-    job = await gateway.call("generate", prompt="a house", compliance_ruleset="demo")
-    ended = await gateway.ended(job["id"])
-    copies = list((gateway.settings.data / "pictures").rglob("unsafe/**/*.jpg"))
-    if ended["compliance"] == "unsafe":
-        assert copies
-    for copy in copies:
-        assert (await verified(gateway, copy.read_bytes()))["found"] == []
+    job = await gateway.call("generate", prompt="a house", compliance_ruleset="colours")
+    assert (await gateway.ended(job["id"]))["compliance"] == "unsafe"
+    (copy,) = (path for path in (gateway.settings.data / "pictures" / "unsafe").rglob("*.*") if path.is_file())
+    assert (await verified(gateway, copy.read_bytes()))["found"] == []
+    assert (await verified(gateway, stripped(copy.read_bytes(), quality=90)))["found"] == []
 
 
 async def test_two_finishings_of_a_picture_leave_one_record(gateway):
@@ -293,7 +302,3 @@ async def test_any_bytes_are_answered(gateway):
         return await gateway.http.post("/api/verify", content=broken)
 
     await anyio.to_thread.run_sync(damaged)
-
-
-def test_the_fake_cloud_draws_with_a_brush():
-    assert FakeRunPod(key="x").brush is not None

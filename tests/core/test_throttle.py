@@ -33,3 +33,13 @@ def test_many_callers_do_not_fill_the_memory():
     for number in range(20_000):
         throttle.take(str(number))
     assert len(throttle._left) <= 10_000
+
+
+def test_the_addresses_of_one_network_share_a_bucket():
+    throttle = Throttle(per_minute=1, now=lambda: 0.0)
+    throttle.take("2001:db8::1")
+    throttle.take("2001:db8:0:1::1")
+    throttle.take("192.0.2.1")
+    throttle.take("192.0.2.2")
+    with pytest.raises(TooManyRequests):
+        throttle.take("2001:db8::ffff")
