@@ -10,7 +10,6 @@ job has its verdict.
 from __future__ import annotations
 
 import math
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -101,7 +100,7 @@ class Finisher:
         compliance: Compliance,
         polisher: Polisher,
         threads: int,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float],
         probe_again: float = PROBE_AGAIN,
     ) -> None:
         self._storage = storage
@@ -114,7 +113,6 @@ class Finisher:
         #: Verdicts of jobs that are being tried again: a reviewer that has spoken is not asked, and paid, twice.
         self._verdicts: OrderedDict[tuple[str, int, str], Verdict] = OrderedDict()
         self._readiness = Readiness(ready=False, reason="the signer has not been tried yet")
-        self._now = now
         self._probe_again = probe_again
         #: Set when a signing fails: then the signer is looked at soon.
         self._doubted = False

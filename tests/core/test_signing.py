@@ -1,5 +1,6 @@
 """A signer that breaks and is mended while the gateway runs: what waits, what fails, and what is said."""
 
+import time
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
@@ -18,6 +19,9 @@ from gateway.core.finishing import EXPIRY_WARNING, Finisher, raw_key
 from gateway.core.images import Credentials as Claims
 from gateway.core.polishing import Polisher
 from gateway.errors import FinishingFailed
+from gateway.jobs.database import Database
+from gateway.jobs.migrations import migrate
+from gateway.jobs.records import SqlRecords
 from gateway.metrics import Metrics
 from gateway.storage.disk import DiskStorage
 from tests.compliance.fake_kms import serving
@@ -50,16 +54,24 @@ async def make(tmp_path, anyio_backend):
     storage = DiskStorage(
         tmp_path / "p", secret=b"s" * 32, public_url="http://x", internal_url="http://x", now=lambda: 0.0
     )
-    async with storage.open(), AsyncExitStack() as stack:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    await migrate(url)
+    async with storage.open(), Database(url).open() as database, AsyncExitStack() as stack:
 
-        async def make(credentials, **more):
+        async def make(credentials, now=time.time):
             compliance = LocalCompliance(panel(SeesColours()), threads=2)
             await stack.enter_async_context(compliance.open())
             signer = Signer(credentials, name="imgen", version="0")
             metrics = Metrics(expires_at=credentials.not_after.timestamp())
             polisher = Polisher(signer=signer, defaults=Claims(), now=lambda: 0.0, meter=metrics)
             finisher = Finisher(
-                storage=storage, compliance=compliance, polisher=polisher, threads=2, probe_again=0.02, **more
+                storage=storage,
+                records=SqlRecords(database),
+                compliance=compliance,
+                polisher=polisher,
+                threads=2,
+                now=now,
+                probe_again=0.02,
             )
             await finisher.open()
             await stack.enter_async_context(finisher.running())
