@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from compliance.credentials import Credentials
 from compliance.fingerprint import ISCC, binding_value, image_code
 from compliance.pixelmark import ALGORITHM
 from compliance.reader import active_manifest
@@ -156,7 +157,9 @@ async def test_what_is_not_ours_is_said_to_be_nothing_of_ours(gateway, data, sta
 
 
 async def test_another_signer_s_picture_is_valid_and_not_trusted(gateway):
-    stranger = new_signer(Authority().credentials())
+    authority = Authority()
+    leaf, key = authority.leaf()
+    stranger = new_signer(Credentials.from_pem(leaf + authority.issuer, key, authority.root))
     told = await verified(gateway, signed(stranger, "jpeg", scene(640, 480)).data)
     assert (told["state"], told["found"], told["pixels_changed"]) == ("valid", [], False)
 
