@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-PARTS = ("calls", "pipeline", "finishing", "worker", "compliance", "words", "gpu")
+PARTS = ("calls", "pipeline", "finishing", "worker", "compliance", "words", "provenance", "pixelmark", "gpu")
 
 
 def main() -> None:
@@ -15,6 +15,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one slice")
     parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--marked", type=int, default=500, help="pictures that pixelmark marks")
+    parser.add_argument("--drawn", type=int, default=70, help="how many of them the model draws, once; they are kept")
+    parser.add_argument("--gallery", type=Path, help="a folder of pictures at art size for pixelmark to take instead")
     given = parser.parse_args()
     parts = given.parts or PARTS
     # Each part is imported when it is wanted: the gateway's need no torch, the worker's no web framework.
@@ -39,6 +42,14 @@ def main() -> None:
             from bench import compliance
 
             compliance.run()
+        if "pixelmark" in parts:
+            from bench import pixelmark
+
+            pixelmark.run(marked=given.marked, unmarked=4 * given.marked, drawn=given.drawn, pictures=given.gallery)
+        if "provenance" in parts:
+            from bench import provenance
+
+            provenance.run(Path(folder) / "provenance")
         if "gpu" in parts:
             from bench import gpu
 

@@ -8,6 +8,7 @@ The second has what `/healthz` takes over HTTP while a gateway finishes a hundre
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import io
 import os
@@ -24,6 +25,7 @@ import cv2
 import httpx
 import imagecodecs
 import numpy as np
+import orjson
 from PIL import Image
 
 from bench.gateway_calls import KEY, gateway, server
@@ -300,14 +302,29 @@ async def _alive(data: Path) -> None:
                 await http.post(f"http://127.0.0.1:{painter[1]}/go")
                 busy = await _pinged(port, asyncio.create_task(_ended(http, url, ids)))
                 took, spent = time.perf_counter() - began, sum(process.cpu_times()[:2]) - cpu
+                large = await _pinged(port, asyncio.create_task(_large(http, url)))
     print(
         f"\n{PICTURES} pictures of 1344x768 in four formats finished in {took:.1f} s, {os.cpu_count()} cores; "
         f"{1000 * spent / PICTURES:.0f} ms of CPU each, with review, thumbnail and all that a job needs"
     )
-    print(f"{'GET /healthz, ms':<28}{'p50':>8}{'p90':>8}{'p99':>8}{'most':>8}{'requests':>10}")
-    for name, taken in (("nothing to do", idle), ("while they are finished", busy)):
+    print(f"{'GET /healthz, ms':<31}{'p50':>8}{'p90':>8}{'p99':>8}{'most':>8}{'requests':>10}")
+    for name, taken in (
+        ("nothing to do", idle),
+        ("while they are finished", busy),
+        ("while 15 MB requests are read", large),
+    ):
         marks = "".join(f"{taken[int(share * (len(taken) - 1))]:>8.1f}" for share in (0.5, 0.9, 0.99, 1.0))
-        print(f"{name:<28}{marks}{len(taken):>10}")
+        print(f"{name:<31}{marks}{len(taken):>10}")
+
+
+async def _large(http: httpx.AsyncClient, url: str) -> None:
+    """Requests as large as they may be: four references each, which are no pictures."""
+    given = {"image": f"data:image/png;base64,{base64.b64encode(bytes(2_800_000)).decode()}"}
+    body = orjson.dumps({"action": "generate", "prompt": "a red house", "references": [given] * 4})
+    for _ in range(20):
+        answer = await http.post(url, content=body)
+        if answer.status_code != 400:
+            raise RuntimeError(f"{answer.status_code} instead of 400: {answer.text}")
 
 
 async def _ended(http: httpx.AsyncClient, url: str, ids: list[str]) -> None:

@@ -10,7 +10,7 @@ import datetime as dt
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -25,11 +25,20 @@ C2PA_EKU = x509.ObjectIdentifier("1.3.6.1.4.1.62558.2.1")
 _CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
 
+class RemoteKey(Protocol):
+    """A private key that is kept elsewhere, such as `compliance.kms.KmsKey`."""
+
+    def sign(self, data: bytes, algorithm: str) -> bytes:
+        """The signature over `data`. Raises SigningUnavailable, and BadCredentials for what no retry mends."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """What signs: PEM texts, and facts read from them. `chain_pem` is leaf first, without the root.
 
-    `anchors_pem` are the roots that a reader must trust; `algorithm` is the C2PA name of the signature algorithm.
+    `anchors_pem` are the roots that a reader must trust; `algorithm` is the C2PA name of the signature algorithm. The
+    private key is `key_pem` or, where that is empty, `remote`. `not_before` and `not_after` are those of the whole
+    chain: when its first certificate expires, so does it.
     """
 
     chain_pem: bytes
@@ -40,6 +49,7 @@ class Credentials:
     issuer: str
     not_before: dt.datetime
     not_after: dt.datetime
+    remote: RemoteKey | None = field(default=None, repr=False)
 
     @classmethod
     def from_pem(cls, chain_pem: bytes, key_pem: bytes, anchors_pem: bytes) -> "Credentials":
@@ -47,10 +57,21 @@ class Credentials:
 
         Validity in time is not checked here, but when a picture is signed.
         """
+        leaf = certificates(chain_pem, "The signing chain")[0]
+        _check_key(leaf, key_pem)
+        return cls._checked(chain_pem, anchors_pem, key_pem, None)
+
+    @classmethod
+    def from_remote_key(cls, chain_pem: bytes, key: RemoteKey, anchors_pem: bytes) -> "Credentials":
+        """The same for a key that is kept elsewhere. That it fits the certificate is seen when it first signs."""
+        return cls._checked(chain_pem, anchors_pem, b"", key)
+
+    @classmethod
+    def _checked(cls, chain_pem: bytes, anchors_pem: bytes, key_pem: bytes, remote: RemoteKey | None) -> "Credentials":
         chain = certificates(chain_pem, "The signing chain")
         anchors = certificates(anchors_pem, "The list of anchors")
         leaf = chain[0]
-        algorithm = _matching_algorithm(leaf, key_pem)
+        algorithm = _algorithm(leaf)
         _check_profile(leaf)
         _check_order(chain, anchors)
         return cls(
@@ -60,14 +81,20 @@ class Credentials:
             algorithm=algorithm,
             subject=_name(leaf.subject),
             issuer=_name(leaf.issuer),
-            not_before=leaf.not_valid_before_utc,
-            not_after=leaf.not_valid_after_utc,
+            not_before=max(certificate.not_valid_before_utc for certificate in chain),
+            not_after=min(certificate.not_valid_after_utc for certificate in chain),
+            remote=remote,
         )
 
     @classmethod
     def from_pem_files(cls, chain: Path, key: Path, anchors: Path) -> "Credentials":
         """`from_pem` over three files, for a chain that a certificate authority gave."""
         return cls.from_pem(_read(chain), _read(key), _read(anchors))
+
+    @classmethod
+    def from_remote_key_files(cls, chain: Path, key: RemoteKey, anchors: Path) -> "Credentials":
+        """`from_remote_key` over two files."""
+        return cls.from_remote_key(_read(chain), key, _read(anchors))
 
 
 def _read(path: Path) -> bytes:
@@ -113,7 +140,7 @@ def common_name(name: x509.Name) -> str:
     return _name(name)
 
 
-def _matching_algorithm(leaf: x509.Certificate, key_pem: bytes) -> str:
+def _check_key(leaf: x509.Certificate, key_pem: bytes) -> None:
     if b"BEGIN PRIVATE KEY" not in key_pem:
         raise BadCredentials(
             "The signing key is not an unencrypted PKCS#8 PEM.",
@@ -129,12 +156,15 @@ def _matching_algorithm(leaf: x509.Certificate, key_pem: bytes) -> str:
             "The signing key does not belong to the first certificate of the chain.",
             fix="Put the signer's own certificate first, or give the key that this certificate was made for.",
         )
-    match key:
-        case ec.EllipticCurvePrivateKey() if key.curve.name in _CURVES:
+
+
+def _algorithm(leaf: x509.Certificate) -> str:
+    match leaf.public_key():
+        case ec.EllipticCurvePublicKey() as key if key.curve.name in _CURVES:
             return _CURVES[key.curve.name]
-        case ed25519.Ed25519PrivateKey():
+        case ed25519.Ed25519PublicKey():
             return "ed25519"
-        case rsa.RSAPrivateKey() if key.key_size >= 2048:
+        case rsa.RSAPublicKey() as key if key.key_size >= 2048:
             return "ps256"
     raise BadCredentials("C2PA has no signature algorithm for this key.", fix="Use a key on the curve P-256.")
 

@@ -312,6 +312,8 @@ def _sha256(text: str) -> str:
 
 
 def _sign(credentials: Credentials, data: bytes) -> bytes:
+    if credentials.remote is not None:
+        return credentials.remote.sign(data, credentials.algorithm)
     key = load_pem_private_key(credentials.key_pem, password=None)
     match key:
         case ec.EllipticCurvePrivateKey():

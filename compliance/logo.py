@@ -19,6 +19,8 @@ _TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 _SEND = "Send a PNG, JPEG or WebP picture."
 #: An opacity (of 255) below which nothing is seen.
 _FAINT = 8
+#: The longer side of what reviewers see of a logo, in pixels: that of the largest picture.
+_REVIEWED = 1344
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, struct.error, zlib.error)
 
 
@@ -33,7 +35,8 @@ class Logo:
     def over(self, colour: str, rotation: int = 0) -> Raw:
         """What it looks like on a ground of one colour, turned by so many degrees clockwise, for those who review it.
 
-        Without an empty margin, which would hide it from a list of known pictures.
+        Without an empty margin, and as large as if it filled a picture: a caller may lay it so, and a reviewer that
+        knows pictures of one size must find in it what it would find in those.
         """
         pixels = self.pixels
         if rotation % 360:
@@ -41,6 +44,9 @@ class Logo:
         seen = pixels.getchannel("A").point([0] * _FAINT + [255] * (256 - _FAINT))
         pixels = pixels.crop(seen.getbbox())
         shown = Image.alpha_composite(Image.new("RGBA", pixels.size, colour), pixels).convert("RGB")
+        scale = _REVIEWED / max(shown.size)
+        width, height = (max(1, round(edge * scale)) for edge in shown.size)
+        shown = shown.resize((width, height), Image.Resampling.BICUBIC)
         data = _png(shown)
         return Raw(data=data, sha256=hashlib.sha256(data).hexdigest(), mime="image/png", pixels=shown)
 

@@ -121,7 +121,7 @@ class Signed:
     """A picture that may leave: its bytes carry a C2PA manifest. Any further change breaks the signature.
 
     `sha256` is lowercase hex over `data`; `manifest` is the C2PA manifest store (JUMBF) alone, `label` the manifest's
-    URN.
+    URN. `stamped` says whether the signature has a time stamp, and None where none was asked for.
     """
 
     data: bytes = field(repr=False)
@@ -134,6 +134,7 @@ class Signed:
     sha256: str
     manifest: bytes = field(repr=False)
     label: str
+    stamped: bool | None = None
 
 
 def sniff(data: bytes) -> Mime | None:

@@ -16,6 +16,7 @@ import base64
 import io
 import json
 import os
+import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from compliance.errors import BadCredentials, SigningUnavailable
 from compliance.fingerprint import fingerprint
 from compliance.picture import Encoded, Marked, Signed, SoftBinding, sniff
 from compliance.reader import new_context
+from compliance.timestamp import TimestampAuthority, TimestampRelay
 from compliance.verify import verify
 from compliance.xmp import Fields, packet
 
@@ -118,12 +120,14 @@ class Signer:
         training: Training | None = None,
         constraints: str = "",
         pixel_mark: str = "",
+        timestamps: TimestampAuthority | None = None,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         """`name` and `version` are the system's, `provider` whoever offers it to the public.
 
         `training` says what the pictures may be used for, `constraints` under which; nothing is said by default.
-        `pixel_mark` names the algorithm of those soft bindings that were laid into the pixels.
+        `pixel_mark` names the algorithm of those soft bindings that were laid into the pixels. With `timestamps` each
+        signature is stamped where the authority answers in time, and left without a stamp where it does not.
         """
         self.credentials = credentials
         self._training = training
@@ -132,7 +136,8 @@ class Signer:
         self._system = {"name": name, "version": version}
         self._provider = provider
         self._new_id = new_id
-        self._native: tuple[int, c2pa.Signer, c2pa.Context] | None = None
+        self._timestamps = timestamps
+        self._natives: dict[int, _Native] = {}
 
     def sign(self, encoded: Encoded, provenance: Provenance, *, parent: Signed | None = None) -> Signed:
         """The picture with a C2PA manifest in it, verified once after signing.
@@ -143,9 +148,9 @@ class Signer:
         """
         label = f"urn:c2pa:{self._new_id()}"
         manifest = self._manifest(label, encoded, provenance, parent)
-        signed = io.BytesIO()
-        try:
-            signer, context = self._open()
+
+        def sign_with(signer: c2pa.Signer, context: c2pa.Context) -> tuple[bytes, bytes]:
+            signed = io.BytesIO()
             with c2pa.Builder(manifest, context) as builder:
                 if parent is not None:
                     ingredient = {"title": "Full picture", "relationship": "parentOf", "instance_id": parent.label}
@@ -154,9 +159,9 @@ class Signer:
                     if source.data:
                         builder.add_ingredient(ingredient, sniff(source.data), io.BytesIO(source.data))
                 store = builder.sign(signer, encoded.mime, io.BytesIO(encoded.data), signed)
-        except c2pa.C2paError as exc:
-            raise _translated(exc) from exc
-        data = signed.getvalue()
+            return signed.getvalue(), bytes(store)
+
+        data, store, stamped = self._open().run(sign_with)
         return Signed(
             data=data,
             mime=encoded.mime,
@@ -166,8 +171,9 @@ class Signer:
             quality=encoded.quality,
             lossless=encoded.lossless,
             sha256=fingerprint(data),
-            manifest=bytes(store),
+            manifest=store,
             label=label,
+            stamped=stamped if self._timestamps else None,
         )
 
     def probe(self) -> None:
@@ -186,32 +192,17 @@ class Signer:
                 fix="Give a chain that leads from the signer's certificate to one of the anchors.",
             )
 
-    def _open(self) -> tuple[c2pa.Signer, c2pa.Context]:
-        """The native signer and context. They die at a fork, so each process makes its own, at its first picture.
-
-        Two threads that come first at the same moment both make a pair, and either pair is good.
-        """
-        if self._native is None or self._native[0] != os.getpid():
-            own = self.credentials
-            info = c2pa.C2paSignerInfo(own.algorithm.encode(), own.chain_pem, own.key_pem, None)
-            builder = {
-                # Off: the thumbnail would add up to three times the bytes of the picture and most of the time.
-                "thumbnail": {"enabled": False},
-                # What we state ourselves; everything else was gathered from the requester.
-                "created_assertion_labels": [
-                    "c2pa.actions",
-                    "c2pa.soft-binding",
-                    "c2pa.ingredient",
-                    "cawg.training-mining",
-                    DISCLOSURE,
-                ],
-            }
-            self._native = (
-                os.getpid(),
-                c2pa.Signer.from_info(info),
-                new_context(own.anchors_pem, builder=builder),
-            )
-        return self._native[1:]
+    def _open(self) -> "_Native":
+        """What the SDK needs. It dies at a fork, so each process makes its own, at its first picture."""
+        native = self._natives.get(os.getpid())
+        if native is not None:
+            return native
+        try:
+            made = _Native(self.credentials, self._timestamps)
+        except c2pa.C2paError as exc:
+            raise _translated(exc) from exc
+        # Of two threads that come first at the same moment one wins, and the other's is forgotten.
+        return self._natives.setdefault(os.getpid(), made)
 
     def xmp(self, provenance: Provenance) -> bytes:
         """The XMP packet of the picture, to be encoded with it: what the manifest says, for who reads no C2PA."""
@@ -277,6 +268,73 @@ class Signer:
         return [action | {"when": stated.when, "softwareAgent": self._system} for action in actions]
 
 
+class _Native:
+    """The SDK's objects of one process: a signer, one that asks for time stamps where there are any, and a context."""
+
+    def __init__(self, credentials: Credentials, timestamps: TimestampAuthority | None) -> None:
+        self._credentials = credentials
+        #: What the key said to each thread: the SDK swallows what a callback raises.
+        self._failed = threading.local()
+        self._context = new_context(credentials.anchors_pem, builder=_BUILDER)
+        self._plain = self._signer(None)
+        self._relay = TimestampRelay(timestamps) if timestamps else None
+        self._stamping = self._signer(self._relay.url) if self._relay else None
+
+    def run(self, sign: Callable[[c2pa.Signer, c2pa.Context], tuple[bytes, bytes]]) -> tuple[bytes, bytes, bool]:
+        """What `sign` gives, and whether it is stamped. Raises SigningUnavailable."""
+        if self._relay is not None and self._relay.willing():
+            try:
+                stamped = self._signed(self._stamping, sign)
+            except SigningUnavailable:
+                if self._failed.error is not None:
+                    raise
+                # The key has signed, so it was the stamp or, as the second try tells, the picture.
+                self._relay.report(stamped=False)
+            else:
+                self._relay.report(stamped=True)
+                return *stamped, True
+        return *self._signed(self._plain, sign), False
+
+    def _signed(
+        self, signer: c2pa.Signer, sign: Callable[[c2pa.Signer, c2pa.Context], tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes]:
+        self._failed.error = None
+        try:
+            return sign(signer, self._context)
+        except c2pa.C2paError as exc:
+            raise self._failed.error or _translated(exc) from exc
+
+    def _signer(self, tsa_url: str | None) -> c2pa.Signer:
+        own = self._credentials
+        if own.remote is None:
+            info = c2pa.C2paSignerInfo(own.algorithm.encode(), own.chain_pem, own.key_pem, tsa_url and tsa_url.encode())
+            return c2pa.Signer.from_info(info)
+        algorithm = c2pa.C2paSigningAlg[own.algorithm.upper()]
+        return c2pa.Signer.from_callback(
+            self._sign_remotely, algorithm, own.chain_pem.decode("ascii", "replace"), tsa_url
+        )
+
+    def _sign_remotely(self, data: bytes) -> bytes:
+        assert self._credentials.remote is not None
+        try:
+            return self._credentials.remote.sign(data, self._credentials.algorithm)
+        except SigningUnavailable as exc:
+            self._failed.error = exc
+            return b""
+
+
+_BUILDER = {
+    # Off: the thumbnail would add up to three times the bytes of the picture and most of the time.
+    "thumbnail": {"enabled": False},
+    # What we state ourselves; everything else was gathered from the requester.
+    "created_assertion_labels": [
+        "c2pa.actions",
+        "c2pa.soft-binding",
+        "c2pa.ingredient",
+        "cawg.training-mining",
+        DISCLOSURE,
+    ],
+}
 _NAMES = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WebP", "image/avif": "AVIF"}
 
 

@@ -25,12 +25,14 @@ from starlette.routing import BaseRoute, Route
 
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
+from compliance.credentials import RemoteKey
 from compliance.errors import ComplianceError
 from compliance.pixelmark import ALGORITHM, PixelMark
 from compliance.review import Reviewer
 from compliance.reviewers.words import Words
 from compliance.rules import PromptGate
 from compliance.sign import Signer
+from compliance.timestamp import TimestampAuthority
 from gateway import __version__
 from gateway.acs.build import panel_of
 from gateway.acs.local import LocalCompliance
@@ -48,6 +50,7 @@ from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
 from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
+from gateway.core.ports import Meter
 from gateway.core.recognition import Recognition
 from gateway.core.safeguard import Safeguard
 from gateway.core.service import GenerationService
@@ -73,10 +76,11 @@ from gateway.jobs.migrations import migrate
 from gateway.jobs.originals import SqlOriginals
 from gateway.jobs.records import SqlRecords
 from gateway.jobs.store import SqlJobs
+from gateway.metrics import Metrics
 from gateway.middleware import LastResort, RequestId
 from gateway.pages.site import Site
 from gateway.settings import Settings
-from gateway.storage.disk import DiskStorage
+from gateway.storage.build import storage_of
 from gateway.storage.keys import PUBLISHED
 from gateway.webhooks import Webhook
 
@@ -103,13 +107,7 @@ def create_app(
     secret = secret_of(settings)
     database = Database(settings.database())
     keys = SqlKeys(database)
-    storage = DiskStorage(
-        settings.data / "pictures",
-        secret=secret,
-        public_url=settings.base_url(),
-        internal_url=settings.worker_url(),
-        now=time.time,
-    )
+    storage = storage_of(settings, secret=secret)
     backend = RunPodBackend(
         settings.backend_url,
         settings.backend_key,
@@ -121,11 +119,13 @@ def create_app(
     compliance = compliance_of(settings, reviewers)
     records = SqlRecords(database)
     pixel_mark = pixel_mark_of(settings, secret)
+    signer = signer_of(settings)
+    metrics = Metrics(expires_at=signer.credentials.not_after.timestamp())
     finisher = Finisher(
         storage=storage,
         records=records,
         compliance=compliance,
-        polisher=polisher_of(settings, pixel_mark if settings.pixel_mark else None),
+        polisher=polisher_of(settings, signer, pixel_mark if settings.pixel_mark else None, metrics),
         threads=settings.finish_threads,
         now=time.time,
     )
@@ -192,7 +192,7 @@ def create_app(
         records=records,
         jobs=jobs,
         pixel_mark=pixel_mark,
-        anchors=anchors_of(settings),
+        anchors=signer.credentials.anchors_pem,
         threads=settings.finish_threads,
         now=time.monotonic,
     )
@@ -222,6 +222,7 @@ def create_app(
             await stack.enter_async_context(compliance.open())
             await finisher.open()
             await recognition.open()
+            await stack.enter_async_context(finisher.running())
             if settings.api_key:
                 await register(keys, settings.api_key)
             await stack.enter_async_context(advancer.running())
@@ -248,6 +249,7 @@ def create_app(
         *backend.routes(advancer.hint),
         *storage.routes(),
         *site.routes(),
+        *metrics.routes(),
     ]
     middleware = [Middleware(RequestId)]
     if origins := settings.origins():
@@ -305,10 +307,10 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
     return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
 
 
-def polisher_of(settings: Settings, pixel_mark: PixelMark | None) -> Polisher:
-    """What marks, encodes and signs. Raises `SettingsError` when the signing credentials are not usable."""
+def polisher_of(settings: Settings, signer: Signer, pixel_mark: PixelMark | None, meter: Meter) -> Polisher:
+    """What marks, encodes and signs."""
     return Polisher(
-        signer=signer_of(settings),
+        signer=signer,
         defaults=Credentials(
             author=settings.author,
             title=settings.title,
@@ -320,6 +322,7 @@ def polisher_of(settings: Settings, pixel_mark: PixelMark | None) -> Polisher:
         badge_at=None if settings.badge == "off" else settings.badge,
         tell_prompts=settings.embed_prompts,
         pixel_mark=pixel_mark,
+        meter=meter,
     )
 
 
@@ -339,6 +342,7 @@ def signer_of(settings: Settings) -> Signer:
         training=None if settings.training_mining == "off" else settings.training_mining,
         constraints=settings.training_mining_info,
         pixel_mark=ALGORITHM,
+        timestamps=TimestampAuthority(url=settings.tsa_url, timeout=settings.tsa_timeout) if settings.tsa_url else None,
     )
 
 
@@ -365,18 +369,26 @@ def secret_of(settings: Settings) -> bytes:
 def signing_credentials(settings: Settings) -> SigningCredentials:
     """The configured chain, or the development authority of the data folder. Raises `SettingsError`."""
     try:
-        if settings.signing_chain is None or settings.signing_key is None:
+        if settings.signing_chain is None:
             return load_or_create(authority_folder(settings))
         if settings.signing_anchors is None:
             raise SettingsError("IMGEN_SIGNING_ANCHORS: name the PEM file with the root of the signing chain")
+        if settings.signing_key is None:
+            return SigningCredentials.from_remote_key_files(
+                settings.signing_chain, _kms_key(settings), settings.signing_anchors
+            )
         return SigningCredentials.from_pem_files(settings.signing_chain, settings.signing_key, settings.signing_anchors)
     except ComplianceError as exc:
         raise SettingsError(f"IMGEN_SIGNING_CHAIN: {exc.message}", fix=exc.fix) from exc
 
 
-def anchors_of(settings: Settings) -> bytes:
-    """The PEM roots that readers of our pictures trust. Raises `SettingsError`."""
-    return signing_credentials(settings).anchors_pem
+def _kms_key(settings: Settings) -> RemoteKey:
+    # Imported where it is wanted: it brings AWS's whole SDK.
+    from compliance.kms import KmsKey
+
+    return KmsKey(
+        key_id=settings.signing_kms_key, region=settings.signing_kms_region, endpoint=settings.signing_kms_endpoint
+    )
 
 
 def authority_folder(settings: Settings) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
 
 import httpx
 
@@ -12,12 +12,13 @@ from gateway.app import compliance_of, secret_of, signer_of
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import catalog
 from gateway.core.catalog import Catalog
+from gateway.core.finishing import EXPIRY_WARNING
 from gateway.core.images import Readiness
 from gateway.desk.claim import read_note
 from gateway.desk.keys import open_keys
 from gateway.errors import GatewayError
 from gateway.settings import Settings
-from gateway.storage.disk import DiskStorage
+from gateway.storage.build import storage_of
 from handler.contract import Inventory
 
 Look = Callable[[], Awaitable[str]]
@@ -46,19 +47,19 @@ def looks(settings: Settings) -> Iterator[tuple[str, Look]]:
         return f"active API keys: {active}" if active else "no active API key; make one with: imgen keys create"
 
     async def see_signing() -> str:
-        signer_of(settings).probe()
-        return str(settings.signing_chain or "the data folder's development authority")
+        signer = signer_of(settings)
+        signer.probe()
+        days = (signer.credentials.not_after - datetime.now(UTC)).days
+        soon = f"; it expires in {days} days: renew it" if days < EXPIRY_WARNING / 86_400 else ""
+        where = settings.signing_chain or "the data folder's development authority"
+        return f"{where}{soon}"
 
     async def see_storage() -> str:
-        storage = DiskStorage(
-            settings.data / "pictures",
-            secret=secret_of(settings),
-            public_url=settings.base_url(),
-            internal_url=settings.worker_url(),
-            now=time.time,
-        )
+        storage = storage_of(settings, secret=secret_of(settings))
+        place = f"the bucket {settings.s3_bucket}" if settings.s3_bucket else str(settings.data / "pictures")
         async with storage.open():
-            return _of(await storage.readiness(), f"pictures in {settings.data / 'pictures'}")
+            readiness = await storage.readiness()
+        return _of(readiness, f"pictures in {place}")
 
     async def see_endpoint() -> str:
         if not settings.backend_url:

@@ -14,6 +14,7 @@ from gateway.commands.appeals import app as appeals_app
 from gateway.commands.audit import app as audit_app
 from gateway.commands.jobs import app as jobs_app
 from gateway.commands.rulesets import app as rulesets_app
+from gateway.commands.storage import app as storage_app
 
 if TYPE_CHECKING:
     from gateway.client import Client
@@ -46,6 +47,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(appeals_app, name="appeals")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(rulesets_app, name="rulesets")
+app.add_typer(storage_app, name="storage")
 
 Data = Annotated[Path | None, typer.Option(help="Data folder; IMGEN_DATA, or var.", show_default=False)]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; IMGEN_HOST, or 127.0.0.1.", show_default=False)]

@@ -12,6 +12,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from gateway.errors import SettingsError
 
 PREFIX = "IMGEN_"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
+#: Seconds that a presigned address can live.
+_WEEK = 604_800
 
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?")
 
@@ -20,6 +24,14 @@ def _http_url(value: str) -> str:
     if value and not value.startswith(("http://", "https://")):
         raise ValueError("must start with http:// or https://")
     return value.rstrip("/")
+
+
+def _prefix(value: str) -> str:
+    """Empty, or ending in one slash."""
+    value = value.strip("/")
+    if value and not _PREFIX.fullmatch(value):
+        raise ValueError("must be names of a-z, A-Z, 0-9, _ and - with slashes between them")
+    return f"{value}/" if value else ""
 
 
 def _origins(value: str) -> str:
@@ -115,10 +127,27 @@ class Settings(BaseModel):
     retention_days: float = Field(0, ge=0, description="Days after its end that a job is deleted; 0 keeps it for ever")
     quarantine_days: float = Field(0, ge=0, description="Days that originals of blocked pictures stay; 0: as the job")
     master_days: float = Field(0, ge=0, description="Days that originals of delivered pictures stay; 0: as the job")
+    s3_bucket: str = Field("", description="Bucket for the pictures; a folder in the data folder when empty")
+    s3_region: str = Field("", description="Region of the bucket; boto3's own setting when empty")
+    s3_endpoint: HttpUrl = Field("", description="Another S3 than Amazon's, such as http://minio:9000")
+    s3_public_endpoint: HttpUrl = Field("", description="How callers and workers reach it, if not by the endpoint")
+    s3_prefix: Annotated[str, AfterValidator(_prefix)] = Field(
+        "", description="What all keys in the bucket begin with, such as imgen/production"
+    )
+    s3_path_style: bool = Field(False, description="The bucket in the path of an address, and not in its host")
+    s3_access_key: str = Field("", description="Access key; empty: boto3 looks in its environment and for a role")
+    s3_secret_key: str = Field("", description="Secret of the access key")
+    s3_quarantine_days: int = Field(0, ge=0, description="Days of the bucket's rule for quarantine/; 0: no rule")
+    s3_master_days: int = Field(0, ge=0, description="Days of the bucket's rule for master/; 0: no rule")
 
     signing_chain: Path | None = Field(None, description="PEM chain, leaf first; a development CA when empty")
     signing_key: Path | None = Field(None, description="PEM private key (PKCS#8) of the leaf")
     signing_anchors: Path | None = Field(None, description="PEM roots that the chain must lead to")
+    signing_kms_key: str = Field("", description="Key of the leaf in AWS KMS (id, ARN or alias) instead of a file")
+    signing_kms_region: str = Field("", description="Its region; as AWS's tools find it when empty")
+    signing_kms_endpoint: HttpUrl = Field("", description="Another address of KMS, or of what speaks its protocol")
+    tsa_url: HttpUrl = Field("", description="Time-stamp authority (RFC 3161) for the signatures; none when empty")
+    tsa_timeout: float = Field(3, gt=0, le=20, description="Seconds that it may take; then a picture goes unstamped")
     training_mining: Literal["off", "notAllowed", "allowed", "constrained"] = Field(
         "off", description="What the pictures may be used for by those who train models (CAWG), said in each of them"
     )
@@ -150,8 +179,10 @@ class Settings(BaseModel):
             raise ValueError("api_key: must have 16 characters at least")
         if self.secret and len(self.secret) < 32:
             raise ValueError("secret: must have 32 characters at least")
-        if (self.signing_chain is None) != (self.signing_key is None):
-            raise ValueError("signing_chain: set it together with signing_key")
+        if self.signing_key is not None and self.signing_kms_key:
+            raise ValueError("signing_kms_key: set it or signing_key, not both")
+        if (self.signing_chain is None) != (self.signing_key is None and not self.signing_kms_key):
+            raise ValueError("signing_chain: set it together with signing_key or signing_kms_key")
         if (self.training_mining == "constrained") != bool(self.training_mining_info):
             raise ValueError("training_mining_info: set it together with training_mining=constrained, and only then")
         if self.judge_url and not self.judge_model:
@@ -166,9 +197,26 @@ class Settings(BaseModel):
             raise ValueError("acs_url: set it together with acs_key")
         if self.acs_url and self.finish_deadline <= self.acs_timeout:
             raise ValueError("finish_deadline: must be above acs_timeout")
+        self._check_s3()
         if self.job_ttl < self.execution_timeout:
             raise ValueError("job_ttl: must not be below execution_timeout")
         return self
+
+    def _check_s3(self) -> None:
+        if not self.s3_bucket:
+            for name in ("s3_endpoint", "s3_public_endpoint", "s3_prefix", "s3_access_key"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: set it together with s3_bucket")
+            return
+        if not _BUCKET.fullmatch(self.s3_bucket):
+            raise ValueError("s3_bucket: must be a bucket's name: 3 to 63 of a-z, 0-9, dot and hyphen; no address")
+        if "." in self.s3_bucket and not self.s3_path_style:
+            raise ValueError("s3_bucket: a name with a dot fits no certificate; set s3_path_style, or use another name")
+        if bool(self.s3_access_key) != bool(self.s3_secret_key):
+            raise ValueError("s3_access_key: set it together with s3_secret_key")
+        for name in ("url_ttl", "upload_ttl", "unsafe_url_ttl"):
+            if getattr(self, name) > _WEEK:
+                raise ValueError(f"{name}: must not be above {_WEEK} with s3_bucket: no S3 address lives longer")
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:

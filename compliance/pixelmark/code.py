@@ -55,7 +55,7 @@ def decode(likelihoods: Floats) -> npt.NDArray[np.uint8]:
     count = len(likelihoods)
     steps = likelihoods.reshape(count, _STEPS, len(_GENERATORS))
     # Metrics of (n, state, bit) at each step: how well the branch that leaves the state fits.
-    branches = np.einsum("nto,sbo->tnsb", steps, outputs, optimize=True)
+    branches = np.einsum("nto,sbo->tnsb", steps, outputs)
     metric = np.full((count, _STATES), -np.inf, np.float32)
     metric[:, 0] = 0
     choices = np.empty((_STEPS, count, _STATES), np.uint8)

@@ -2,7 +2,7 @@
 
 Lengths are in pixels of the half-size copy ("half pixels") in which the detector works; the tile has 128 of them. A
 frequency k = (u, v) / 128 has two degrees of freedom, the signs of its cosine and of its sine. The key gives each a
-sign, makes a third of them the synchronisation, whose sign is all they say, and deals the code bits over the rest.
+sign, makes a quarter of them the synchronisation, whose sign is all they say, and deals the code bits over the rest.
 """
 
 import functools
@@ -17,7 +17,7 @@ from compliance.pixelmark.code import CODE_BITS, WORD_BITS, Floats
 
 #: Edge of the tile in half pixels.
 EDGE = 128
-_SYNC_SHARE = 0.33
+_SYNC_SHARE = 0.25
 _VERSION = b"imgen pixel mark 1"
 
 
@@ -27,7 +27,8 @@ class Band:
 
     The amplitude of the mark is `floor + gain * activity` levels, at most `most`. `blurs` are the deviations of the
     two Gaussians with which the detector takes the picture out and measures what is left, in half pixels. `slope` is
-    the exponent of the spectrum, `rings` how many parts of the band are weighed apart.
+    the exponent of the spectrum, `rings` how many parts of the band are weighed apart. `blue` bands change the blue
+    difference, the others luma. `trust` weighs the band while the place of the tile is looked for.
     """
 
     name: str
@@ -39,13 +40,15 @@ class Band:
     blurs: tuple[float, float]
     slope: float = 0.0
     rings: int = 4
+    blue: bool = False
+    trust: float = 1.0
 
 
 #: Luma for all pictures, the blue difference, and fine luma where there is texture to hide it.
 BANDS = (
-    Band(name="y", low=0.04, high=0.18, floor=0.70, gain=0.06, most=2.0, blurs=(3.0, 3.0), slope=-0.4, rings=8),
-    Band(name="c", low=0.02, high=0.07, floor=0.45, gain=0.07, most=2.2, blurs=(5.0, 4.0)),
-    Band(name="h", low=0.18, high=0.30, floor=0.05, gain=0.10, most=2.0, blurs=(1.5, 2.5)),
+    Band(name="y", low=0.04, high=0.18, floor=0.64, gain=0.06, most=2.0, blurs=(3.0, 3.0), slope=-0.4, rings=8),
+    Band(name="c", low=0.02, high=0.10, floor=0.45, gain=0.07, most=2.2, blurs=(5.0, 4.0), blue=True),
+    Band(name="h", low=0.18, high=0.30, floor=0.05, gain=0.10, most=2.0, blurs=(1.5, 2.5), trust=0.2),
 )
 
 
@@ -71,7 +74,7 @@ class Pattern:
 
     def values(self, code: Floats) -> Floats:
         """The sign of each degree of freedom in a tile that says these code bits."""
-        return self.sign * np.where(self.sync, 1, code[self.bit])
+        return np.asarray(self.sign * np.where(self.sync, 1, code[self.bit]), np.float32)
 
     def spectrum(self, code: Floats) -> npt.NDArray[np.complex64]:
         """Its pairs as complex numbers: cosine minus i times sine."""
@@ -101,8 +104,7 @@ class Patterns:
         self.scrambler = bits
         noise = np.frombuffer(self._stream("dither", 4 * EDGE * EDGE), np.uint8)
         #: Shape (256, 256), -0.45 to 0.45: with it a mark of less than half a level survives the rounding.
-        even = (noise.reshape(2 * EDGE, 2 * EDGE).astype(np.float32) + 0.5) / 256 - 0.5
-        self.dither = np.asarray(0.9 * even, np.float32)
+        self.dither: Floats = np.asarray(((noise.reshape(2 * EDGE, -1) + 0.5) / 256 - 0.5) * 0.9, np.float32)
 
     def _pattern(self, band: Band) -> Pattern:
         u, v, radius = _ring(band.low, band.high)
@@ -127,9 +129,9 @@ class Patterns:
 
 @functools.cache
 def _ring(low: float, high: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """The frequencies of one half plane whose radius is in the ring: u, v, and the radius."""
+    """The frequencies of one half plane (u >= 0) whose radius is in the ring: u, v, and the radius."""
     line = np.arange(-EDGE // 2, EDGE // 2)
     u, v = np.meshgrid(line, line)
     radius = np.hypot(u, v) / EDGE
-    chosen = (radius >= low) & (radius < high) & ((v > 0) | ((v == 0) & (u > 0)))
+    chosen = (radius >= low) & (radius < high) & ((u > 0) | ((u == 0) & (v > 0)))
     return u[chosen], v[chosen], radius[chosen]

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import orjson
 import stamina
@@ -36,6 +37,8 @@ log = structlog.get_logger(__name__)
 _EXECUTION_TIMEOUT_MS = (5_000, 7 * 86_400_000)
 _TTL_MS = (10_000, 7 * 86_400_000)
 _MAX_BODY = 10_000_000
+#: Bytes of an answer that are parsed on the spot.
+_SHORT = 256 * 1024
 #: Seconds between two looks at a job that somebody waits for.
 _ASK_EVERY = 0.5
 _TIMEOUT = httpx.Timeout(connect=3, read=10, write=10, pool=10)
@@ -105,7 +108,9 @@ class RunPodBackend:
             answer = await self._call("GET", f"/status/{backend_id}")
         except _Gone:
             return Report(state="gone")
-        return _report(answer)
+        # Pixels may travel inline, as megabytes of Base64.
+        done = answer.get("status") == "COMPLETED"
+        return await anyio.to_thread.run_sync(_report, answer) if done else _report(answer)
 
     async def cancel(self, backend_id: str) -> None:
         try:
@@ -230,7 +235,8 @@ class RunPodBackend:
                 raise BackendRefused
             raise BackendUnavailable
         try:
-            return _parse(response.content)
+            body = response.content
+            return _parse(body) if len(body) <= _SHORT else await anyio.to_thread.run_sync(_parse, body)
         except ValueError as exc:
             raise _TryAgain("not JSON") from exc
 

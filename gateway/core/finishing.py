@@ -9,17 +9,20 @@ job has its verdict.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import anyio
 import anyio.to_thread
+import structlog
 
-from compliance.errors import BrokenRender, ComplianceError, LogoRefused, PictureRefused
+from compliance.errors import BrokenRender, ComplianceError, LogoRefused, PictureRefused, SigningUnavailable
 from compliance.fingerprint import fingerprint
 from compliance.logo import Logo, kept_logo
 from compliance.picture import Blocked, Raw, Reviewed, decode
@@ -31,6 +34,8 @@ from gateway.core.images import Job, Outcome, PictureReview, RawPicture, Readine
 from gateway.core.polishing import Finished, Material, Polisher, timed
 from gateway.core.ports import Compliance, Records, Storage
 from gateway.errors import FinishingFailed
+
+log = structlog.get_logger(__name__)
 
 
 class DrawAgain(Exception):
@@ -53,6 +58,11 @@ class Looked:
 #: Takes the index of a picture, its verdict, and the SHA-256 of its original.
 Recorder = Callable[[int, Verdict, str], Awaitable[None]]
 _MOST_VERDICTS = 4096
+#: Seconds between two probes of a signer that works, and of one that does not.
+PROBE_EVERY = 300.0
+PROBE_AGAIN = 5.0
+#: Seconds before a certificate of the signing chain expires, from which on it is said every day.
+EXPIRY_WARNING = 30 * 86_400.0
 #: What the file names of the kinds end in.
 _ENDINGS = {"signed": "", "thumbnail": "_thumb", "unsafe": "_unsafe"}
 
@@ -91,7 +101,8 @@ class Finisher:
         compliance: Compliance,
         polisher: Polisher,
         threads: int,
-        now: Callable[[], float],
+        now: Callable[[], float] = time.time,
+        probe_again: float = PROBE_AGAIN,
     ) -> None:
         self._storage = storage
         self._records = records
@@ -103,16 +114,57 @@ class Finisher:
         #: Verdicts of jobs that are being tried again: a reviewer that has spoken is not asked, and paid, twice.
         self._verdicts: OrderedDict[tuple[str, int, str], Verdict] = OrderedDict()
         self._readiness = Readiness(ready=False, reason="the signer has not been tried yet")
+        self._now = now
+        self._probe_again = probe_again
+        #: Set when a signing fails: then the signer is looked at soon.
+        self._doubted = False
+        self._warned_at = -math.inf
 
     async def open(self) -> None:
         """Sign a probe. A signer that no reader would trust keeps the gateway from being ready, and says why."""
         self._limiter = anyio.CapacityLimiter(self._threads)
+        await self._probe()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Go on probing while the block runs: what breaks is seen, and what was mended needs no restart."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._probe_for_ever)
+            try:
+                yield
+            finally:
+                tasks.cancel_scope.cancel()
+
+    async def _probe_for_ever(self) -> None:
+        waited = 0.0
+        while True:
+            await anyio.sleep(self._probe_again)
+            waited += self._probe_again
+            if waited >= PROBE_EVERY or self._doubted or not self._readiness.ready:
+                await self._probe()
+                waited = 0.0
+
+    async def _probe(self) -> None:
+        self._doubted = False
+        before = self._readiness
         try:
-            await anyio.to_thread.run_sync(self._polisher.probe)
+            # A key elsewhere that hangs must not hold up the end of the process.
+            await anyio.to_thread.run_sync(self._polisher.probe, abandon_on_cancel=True)
         except ComplianceError as exc:
             self._readiness = Readiness(ready=False, reason=f"signing: {exc}")
         else:
             self._readiness = Readiness(ready=True)
+        if self._readiness != before:
+            log.info("signer probed", ready=self._readiness.ready, reason=self._readiness.reason)
+        self._warn_of_expiry()
+
+    def _warn_of_expiry(self) -> None:
+        """Once a day, from `EXPIRY_WARNING` before the end on."""
+        now = self._now()
+        left = self._polisher.expires_at - now
+        if left < EXPIRY_WARNING and now - self._warned_at >= 86_400:
+            self._warned_at = now
+            log.warning("signing certificate expires soon", days=round(left / 86_400, 1))
 
     def readiness(self) -> Readiness:
         return self._readiness
@@ -287,7 +339,14 @@ class Finisher:
         """Mark, encode and sign. CPU work: runs in a thread."""
         polish = partial(self._polisher.polish, job, drawn, passed, material, timings)
         with _translated():
-            return await anyio.to_thread.run_sync(polish, limiter=self._limiter)
+            try:
+                return await anyio.to_thread.run_sync(polish, limiter=self._limiter)
+            except SigningUnavailable as exc:
+                self._doubted = True
+                if not exc.retryable:
+                    # Jobs that come now wait until it is mended, and this one is the last that fails.
+                    self._readiness = Readiness(ready=False, reason=f"signing: {exc}")
+                raise
 
     async def _material(self, job: Job, folder: str) -> Material:
         """What the caller sent beside the prompt, as it was kept; references with credentials lie in ``folder``."""
@@ -375,6 +434,7 @@ class Finisher:
             width=signed.width,
             height=signed.height,
             label=signed.label,
+            stamped=signed.stamped,
         )
 
 

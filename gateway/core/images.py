@@ -212,6 +212,8 @@ class StoredPicture:
     height: int
     #: The URN of its C2PA manifest; empty in rows of before it was kept.
     label: str = ""
+    #: Whether its signature has a time stamp; None where none was asked for.
+    stamped: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

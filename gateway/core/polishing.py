@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 
 from compliance.binding import bound, code_in, coded, mark_in
 from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
+from compliance.errors import SigningUnavailable
 from compliance.logo import Logo, badge
-from compliance.picture import Blocked, Marked, Reviewed, Signed
+from compliance.picture import Blocked, Encoded, Marked, Reviewed, Signed
 from compliance.pixelmark import PixelMark
 from compliance.sign import Claims, Provenance, Signer, Source
 from compliance.watermark import Placement, Position, VisibleMark, beside, mark, mark_blocked
 from gateway.core.images import Credentials, Job, RawPicture
+from gateway.core.ports import Meter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,7 @@ class Polisher:
         badge_at: Position | None = None,
         tell_prompts: bool = False,
         pixel_mark: PixelMark | None = None,
+        meter: Meter | None = None,
     ) -> None:
         """``badge_at`` puts the badge "AI" on every picture; a caller's logo in the same place moves it beside.
 
@@ -68,7 +71,13 @@ class Polisher:
         self._badge_at = badge_at
         self._tell_prompts = tell_prompts
         self._pixel_mark = pixel_mark
+        self._meter = meter
         self._now = now
+
+    @property
+    def expires_at(self) -> float:
+        """When the first certificate of the signing chain expires, in seconds since the epoch."""
+        return self._signer.credentials.not_after.timestamp()
 
     def probe(self) -> None:
         """Raises `compliance.errors.ComplianceError` when what it signs would be trusted by nobody."""
@@ -90,8 +99,8 @@ class Polisher:
             encoded = encode(marked, options, xmp)
             small = encode(reduced, THUMBNAIL_OPTIONS, xmp)
         with timed(timings, "sign"):
-            signed = self._signer.sign(encoded, provenance)
-            thumb = self._signer.sign(small, provenance, parent=signed)
+            signed = self._signed(encoded, provenance)
+            thumb = self._signed(small, provenance, parent=signed)
         return Finished(
             drawn=drawn,
             signed=signed,
@@ -100,6 +109,18 @@ class Polisher:
             code=code_in(marked),
             thumb_code=code_in(reduced),
         )
+
+    def _signed(self, encoded: Encoded, provenance: Provenance, parent: Signed | None = None) -> Signed:
+        began = time.perf_counter()
+        try:
+            signed = self._signer.sign(encoded, provenance, parent=parent)
+        except SigningUnavailable as exc:
+            if self._meter is not None:
+                self._meter.signing_failed(exc.code)
+            raise
+        if self._meter is not None:
+            self._meter.signed(time.perf_counter() - began, signed.stamped)
+        return signed
 
     def _marked(self, passed: Reviewed | Blocked, marks: list[VisibleMark]) -> Marked:
         return mark_blocked(passed, marks) if isinstance(passed, Blocked) else mark(passed, marks)

@@ -251,6 +251,15 @@ class Compliance(Protocol):
     async def readiness(self) -> Readiness: ...
 
 
+class Meter(Protocol):
+    """Who counts what is signed, from any thread."""
+
+    def signed(self, seconds: float, stamped: bool | None) -> None:
+        """``stamped`` as in `compliance.picture.Signed`."""
+
+    def signing_failed(self, code: str) -> None: ...
+
+
 class Storage(Protocol):
     """Pictures. Only what is `Signed` can be published; the rest is private. Raises `StorageUnavailable`."""
 

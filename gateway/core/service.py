@@ -49,6 +49,7 @@ from gateway.errors import (
     PictureNotReady,
     PromptBlocked,
     ReferenceBlocked,
+    StorageUnavailable,
     Unavailable,
 )
 
@@ -171,7 +172,7 @@ class GenerationService:
         log.info("job accepted", job=job.gen_id, id=job.public_id, tenant=job.tenant, model=drawing.model)
         try:
             return await self._advancer.hand_over(job, lease)
-        except (BackendUnavailable, BackendRefused) as exc:
+        except (BackendUnavailable, BackendRefused, StorageUnavailable) as exc:
             await self._advancer.end(job, lease, State.FAILED, Fault(code=exc.code))
             raise
 

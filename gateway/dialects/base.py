@@ -5,12 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
+import anyio.to_thread
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidJson
+
+#: Bytes of JSON that are parsed on the spot; for more, the way to a thread is the smaller cost.
+SHORT = 256 * 1024
 
 
 class Dialect(Protocol):
@@ -53,8 +57,9 @@ async def read_body(request: Request, *, limit: int) -> bytes:
 
 async def read_object(request: Request, *, limit: int) -> dict[str, Any]:
     """The JSON object in the body. Raises `BodyTooLarge` above ``limit`` bytes and `InvalidJson`."""
+    body = await read_body(request, limit=limit)
     try:
-        value = orjson.loads(await read_body(request, limit=limit))
+        value = orjson.loads(body) if len(body) <= SHORT else await anyio.to_thread.run_sync(orjson.loads, body)
     except orjson.JSONDecodeError as exc:
         raise InvalidJson from exc
     if not isinstance(value, dict):

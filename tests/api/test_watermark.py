@@ -12,6 +12,7 @@ from PIL import Image
 from compliance.review import Opinion
 from compliance.verify import verify
 from gateway.app import signing_credentials
+from handler.builtin.world import Scene, Thing, draw
 from tests.api.conftest import BASE, opened, settings
 from tests.api.fake_runpod import FakeRunPod
 from tests.compliance.test_watermark import BAD, encoded
@@ -124,7 +125,7 @@ async def test_a_logo_is_looked_at_on_white_and_on_black_and_once_only(open_gate
         name, version, labels, always = "judge", "1", None, True
 
         def review(self, picture, context, ruleset):
-            seen.append((picture.size, picture.pixels.getpixel((2, picture.size[1] - 3))))
+            seen.append((picture.size, picture.pixels.getpixel((90, picture.size[1] - 90))))
             return Opinion()
 
     gateway = await open_gateway(Looks())
@@ -135,11 +136,11 @@ async def test_a_logo_is_looked_at_on_white_and_on_black_and_once_only(open_gate
     given = f"data:image/png;base64,{base64.b64encode(encoded(logo)).decode()}"
     for _ in range(2):
         await gateway.picture(wm_image=given)
-    assert [pixel for size, pixel in seen if size == (40, 20)] == [(255, 255, 255), (0, 0, 0)]
+    assert [pixel for size, pixel in seen if size == (1344, 672)] == [(255, 255, 255), (0, 0, 0)]
     seen.clear()
     for hint in ("", "", "a hint"):
         await gateway.picture(wm_image=given, wm_rotation=-90, precompliance=hint)
-    assert len([size for size, _ in seen if size == (20, 40)]) == 4, "seen as it is laid, and anew with a new hint"
+    assert len([size for size, _ in seen if size == (672, 1344)]) == 4, "seen as it is laid, and anew with a new hint"
 
 
 async def test_a_reviewer_that_is_silent_about_a_logo_lets_nothing_begin(open_gateway):
@@ -151,6 +152,23 @@ async def test_a_reviewer_that_is_silent_about_a_logo_lets_nothing_begin(open_ga
     assert (answer.status_code, answer.json()["code"]) == (503, "compliance_unavailable")
     assert answer.json()["retryable"] and not gateway.runpod.submitted
     assert not list((gateway.settings.data / "pictures").rglob("marks/**/*.png"))
+
+
+@pytest.mark.parametrize("turned", [0, 180])
+@pytest.mark.parametrize("shows", [True, False])
+async def test_the_shipped_check_sees_in_a_logo_what_it_sees_in_a_picture(gateway, shows, turned):
+    """As small as a drawing's own pixels are, and upside down where it is to be laid so."""
+    things = (Thing(name="lighthouse", paint="red"),) if shows else ()
+    scene = Scene(things=things)
+    art = Image.fromarray(draw(scene, (1344, 768))).rotate(turned)
+    given = f"data:image/png;base64,{base64.b64encode(encoded(art)).decode()}"
+    body = {"prompt": "a house", "wm_image": given, "wm_rotation": turned, "compliance_ruleset": "demo"}
+    answer = await gateway.post({"action": "generate", **body})
+    if shows:
+        assert (answer.status_code, answer.json()["error"]) == (400, "Watermark image blocked"), answer.text
+        assert answer.json()["filter_categories"] == ["demo.lighthouse"] and not gateway.runpod.submitted
+    else:
+        assert answer.status_code == 200, answer.text
 
 
 async def test_the_operator_s_badge_is_on_every_picture_and_makes_room_for_a_logo(open_gateway):

@@ -71,6 +71,13 @@ def tampered(picture):
     return bytes(data)
 
 
+class _Held:
+    """A private key that is elsewhere."""
+
+    def __init__(self, public_key):
+        self.public_key = lambda: public_key
+
+
 class Authority:
     """A root and an intermediate, and leaves with whatever flaw a test needs. Everything is PEM bytes."""
 
@@ -89,6 +96,10 @@ class Authority:
             "leaf", key, "issuer", self.issuer_key, False, purposes, signature, known_issuer, begins, ends
         )
         return leaf, private_pem(key)
+
+    def leaf_of(self, public_key):
+        """The certificate of a key that somebody else holds."""
+        return self._certificate("leaf", _Held(public_key), "issuer", self.issuer_key, False, ONLY_EMAIL)
 
     def leaf_of_a_leaf(self, issuer_key):
         """(certificate, key) as the holder of a leaf, who is no authority, could make them."""

@@ -8,15 +8,21 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from random import Random
 
 import pytest
 from cryptography import x509
 from cryptography.x509 import verification
 
 from compliance.encode import THUMBNAIL_OPTIONS, EncodeOptions, encode, thumbnail
-from compliance.picture import Marked
+from compliance.fingerprint import fingerprint
+from compliance.picture import Edit, Marked
+from compliance.sign import Source
+from compliance.verify import verify
+from tests.compliance.flips import covered, flipped
 from tests.compliance.samples import FORMATS, Authority, provenance, scene, signed, tampered
 
 FOLDER = Path(__file__).with_name("c2pa_ts")
@@ -76,6 +82,43 @@ def test_it_accepts_a_thumbnail_with_the_full_picture_as_its_ingredient(second_r
     full = signer.sign(encode(marked, EncodeOptions()), provenance())
     small = signer.sign(encode(thumbnail(marked), THUMBNAIL_OPTIONS), provenance(), parent=full)
     assert second_reader(stored(tmp_path, "thumbnail.jpg", small.data)) == [{"valid": True, "codes": [], "error": None}]
+
+
+def every_kind(signer, format):
+    """A picture that is plain, marked, drawn over a signed reference, and claimed by somebody."""
+    reference = signed(signer).data
+    source = Source(role="init", sha256=fingerprint(reference), data=reference)
+    mark = Edit(action="c2pa.edited", description="Visible mark")
+    plain = Marked(pixels=scene())
+    for marked, stated in (
+        (plain, provenance()),
+        (Marked(pixels=scene(seed=2), edits=(mark,)), provenance()),
+        (plain, replace(provenance(), sources=(source,))),
+        (plain, provenance(author="Ann", title="A hill", description="Fog", organization="Hill", vendor="Shop")),
+    ):
+        yield signer.sign(encode(marked, EncodeOptions(format=format), signer.xmp(stated)), stated)
+
+
+def test_both_readers_accept_every_kind_and_catch_a_flip_of_any_byte(second_reader, signer, credentials, tmp_path):
+    """A sample: 12 bytes of the picture and 12 of its manifest for each of 16 files, chosen anew at every run."""
+    chance = Random()
+    asked, whole = [], []
+    for format in FORMATS:
+        for number, picture in enumerate(every_kind(signer, format)):
+            path = stored(tmp_path, f"{format}-{number}", picture.data)
+            whole.append(path)
+            assert verify(picture.data, credentials.anchors_pem).state == "trusted"
+            for part, regions in covered(picture).items():
+                offsets = [at for region in regions for at in region]
+                for at in chance.sample(offsets, 12):
+                    state = verify(flipped(picture.data, at), credentials.anchors_pem).state
+                    assert state not in ("trusted", "valid"), f"{format} {number} {part} {at}"
+                    # What a reference brought along, the second reader does not look into.
+                    asked += [f"{path}@{at}"] if part != "brought" else []
+    answers = second_reader(*whole, *asked)
+    assert [answer["valid"] for answer in answers[: len(whole)]] == [True] * 16
+    missed = [name for name, answer in zip(asked, answers[len(whole) :], strict=True) if answer["valid"]]
+    assert missed == []
 
 
 def test_it_refuses_an_unsigned_picture(second_reader, tmp_path):

@@ -202,15 +202,17 @@ def test_a_logo_that_grows_when_it_is_kept_is_read_again_and_no_other_is():
         kept_logo(logo().data, taken.sha256)
 
 
-def test_reviewers_see_a_logo_turned_as_it_is_laid_and_without_its_empty_margin():
+def test_reviewers_see_a_logo_turned_as_it_is_laid_without_its_empty_margin_and_large():
     half = Image.new("RGBA", (60, 40), (0, 0, 0, 1))
     half.paste((255, 0, 0, 255), (10, 10, 50, 30))
     half.paste((0, 0, 255, 255), (10, 10, 30, 30))
     one = read_logo(encoded(half))
     seen = [one.over("white", rotation).pixels for rotation in (0, 90, -180)]
-    assert [each.size for each in seen] == [(40, 20), (20, 40), (40, 20)]
-    assert [each.getpixel((3, 3)) for each in seen] == [(0, 0, 255), (0, 0, 255), (255, 0, 0)]
-    assert read_logo(encoded(Image.new("RGBA", (8, 4)))).over("white").size == (8, 4), "nothing at all is a logo too"
+    assert [each.size for each in seen] == [(1344, 672), (672, 1344), (1344, 672)]
+    assert [each.getpixel((99, 99)) for each in seen] == [(0, 0, 255), (0, 0, 255), (255, 0, 0)]
+    assert read_logo(encoded(Image.new("RGBA", (8, 4)))).over("white").size == (1344, 672), (
+        "nothing at all is a logo too"
+    )
 
 
 def bomb(width: int, height: int) -> bytes:

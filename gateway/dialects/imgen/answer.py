@@ -90,8 +90,20 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
         "created_at": iso(job.created_at),
         "timings": _timings(job),
         "request_id": job.request_id,
-        **warnings([*job.notices, *(Notice(code="worker", field="", given="", used=w) for w in job.drawn.warnings)]),
+        **warnings([*job.notices, *_of_the_worker(job), *_unstamped(outcome)]),
     }
+
+
+def _of_the_worker(job: Job) -> list[Notice]:
+    assert job.drawn is not None
+    return [Notice(code="worker", field="", given="", used=warning) for warning in job.drawn.warnings]
+
+
+def _unstamped(outcome: Outcome) -> list[Notice]:
+    """That the time-stamp authority did not answer in time: pictures are signed, and their time is our word alone."""
+    if all(picture.stamped is not False for picture in outcome.pictures):
+        return []
+    return [Notice(code="unstamped", field="", given="", used="signed without a time stamp")]
 
 
 def blocked(job: Job, unsafe: UnsafeLink) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, ClassVar
 
+import anyio.to_thread
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +18,7 @@ from gateway.core.service import GenerationService
 from gateway.dialects.base import Json, iso, read_object
 from gateway.dialects.fields import Fields
 from gateway.dialects.imgen import answer
-from gateway.dialects.imgen.request import FORMATS, SIZES, RequestReader, job_id, read_cursor
+from gateway.dialects.imgen.request import FORMATS, PICTURES, SIZES, RequestReader, job_id, read_cursor
 from gateway.errors import (
     AccessDenied,
     AppealDecided,
@@ -168,7 +169,10 @@ class ImgenDialect:
 
     async def _generate(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         fields = Fields(body)
-        wish = self._reader.wish(fields, request_id)
+        if any(map(fields.given, PICTURES)):
+            wish = await anyio.to_thread.run_sync(self._reader.wish, fields, request_id)
+        else:
+            wish = self._reader.wish(fields, request_id)
         if fields.flag("cache_only"):
             raise CacheMiss
         job = await self._service.submit(caller, wish)

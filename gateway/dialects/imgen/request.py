@@ -29,6 +29,8 @@ MAX_PICTURES = 8
 #: Reference pictures of one job: what a request's body can carry.
 MAX_REFERENCES = 4
 ROLES = ("init", "guide")
+#: Fields that carry pictures: many megabytes of Base64, to be read in a thread.
+PICTURES = ("references", "wm_image")
 #: Stray dashes that a warning is given for; a prompt of nothing else would be answered with a thousand.
 MAX_STRAY = 8
 

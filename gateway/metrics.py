@@ -1,0 +1,58 @@
+"""What a monitoring system reads at ``GET /metrics``, in the text format of Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+class Metrics:
+    """The figures of one process. ``expires_at`` is when the signing certificate does, in seconds since the epoch."""
+
+    def __init__(self, *, expires_at: float, now: Callable[[], float] = time.time) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._signed = Counter(
+            "imgen_pictures_signed",
+            "Files signed, thumbnails among them; stamped is yes, no (the authority did not answer) or off",
+            ["stamped"],
+            registry=self._registry,
+        )
+        self._failed = Counter(
+            "imgen_pictures_signing_failed", "Files that could not be signed", ["code"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "imgen_signing_seconds", "Seconds to sign one file", buckets=_SECONDS, registry=self._registry
+        )
+        expiry = Gauge(
+            "imgen_signing_certificate_expiry_seconds",
+            "Seconds until the first certificate of the signing chain expires; below zero it has",
+            registry=self._registry,
+        )
+        expiry.set_function(lambda: expires_at - now())
+        for stamped in _WORDS.values():
+            self._signed.labels(stamped)
+
+    def signed(self, seconds: float, stamped: bool | None) -> None:
+        self._signed.labels(_WORDS[stamped]).inc()
+        self._seconds.observe(seconds)
+
+    def signing_failed(self, code: str) -> None:
+        self._failed.labels(code).inc()
+
+    def routes(self) -> list[Route]:
+        async def serve(request: Request) -> Response:
+            return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+        return [Route("/metrics", serve)]
+
+
+_WORDS = {True: "yes", False: "no", None: "off"}
