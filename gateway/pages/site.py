@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -49,26 +51,32 @@ class Site:
 
     pages: ClassVar[tuple[str, ...]] = ("verify", "example")
 
-    def __init__(self, *, most_bytes: int, development: bool, picture_origins: Sequence[str] = ()) -> None:
+    def __init__(self, *, most_bytes: int, development: bool, picture: Callable[[], str]) -> None:
         """``most_bytes`` is what ``/api/verify`` takes, ``development`` that the signer is known on this machine only.
 
-        ``picture_origins`` is where addresses of pictures may lead to, beside this gateway.
+        ``picture`` gives the address of some picture, there or not, once all is open: the example may read from there.
         """
-        given = {"most_bytes": str(most_bytes), "development": str(development).lower()}
-        connect = {"verify": "'self'", "example": " ".join(["'self'", *dict.fromkeys(picture_origins)])}
-        self._files: dict[str, _File] = {}
+        self._given = {"most_bytes": str(most_bytes), "development": str(development).lower()}
+        self._picture = picture
+
+    @cached_property
+    def _files(self) -> dict[str, _File]:
+        address = urlsplit(self._picture())
+        connect = {"verify": "'self'", "example": f"'self' {address.scheme}://{address.netloc}"}
+        made: dict[str, _File] = {}
         for entry in sorted(files("gateway.pages").iterdir(), key=lambda entry: entry.name):
             stem, _, kind = entry.name.rpartition(".")
             if kind not in _TYPES:
                 continue
             body, headers = entry.read_bytes(), {**_HEADERS, "Content-Type": _TYPES[kind]}
             if kind == "html":
-                for name, value in given.items():
+                for name, value in self._given.items():
                     body = body.replace(f"{{{{{name}}}}}".encode(), value.encode())
                 headers |= {**_PAGE_HEADERS, "Content-Security-Policy": _POLICY.format(connect=connect[stem])}
             # A policy counts as a part of the page: a copy that was kept must not live on under an older one.
             tag = hashlib.sha256(repr(sorted(headers.items())).encode() + body).hexdigest()[:32]
-            self._files[entry.name] = _File(body, {**headers, "ETag": f'"{tag}"'})
+            made[entry.name] = _File(body, {**headers, "ETag": f'"{tag}"'})
+        return made
 
     def routes(self) -> list[BaseRoute]:
         return [*(Route(f"/{page}", self._page) for page in self.pages), Route("/pages/{name}", self._part)]

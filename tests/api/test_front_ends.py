@@ -11,7 +11,7 @@ import pytest
 from gateway.core import access
 from gateway.errors import SettingsError
 from gateway.settings import Settings
-from tests.api.conftest import KEY, Gateway
+from tests.api.conftest import BASE, KEY, Gateway
 
 pytestmark = pytest.mark.anyio
 SITE = "https://shop.example"
@@ -132,6 +132,8 @@ async def test_a_page_asks_nobody_else_and_runs_nothing_but_its_own(gateway: Gat
     policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == "'self'"
+    # Where pictures lie is asked of the storage: on this one, it is the gateway.
+    assert policy["connect-src"] == ("'self'" if path == "/verify" else f"'self' {BASE}")
     assert "unsafe" not in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["referrer-policy"] == "no-referrer"

@@ -13,7 +13,7 @@ import pytest
 
 from compliance.verify import verify
 from gateway.check import NotReady, looks
-from tests.api.conftest import Gateway, opened, settings
+from tests.api.conftest import KEY, Gateway, opened, settings
 from tests.api.fake_runpod import FakeRunPod
 from tests.api.test_generate import anchors
 from tests.storage.fake_s3 import FakeS3, running
@@ -138,3 +138,17 @@ async def test_a_gateway_that_can_not_use_its_bucket_says_so_and_takes_no_job(s3
         # It was only the permission: when it is granted, the gateway mends itself.
         s3.fault = FakeS3().fault
         await _ready(gateway)
+
+
+async def test_stable_addresses_and_the_example_lead_to_the_bucket(stored: Stored, cloud: httpx.AsyncClient) -> None:
+    async with opened(stored.settings, FakeRunPod(key="rp-key")) as gateway:
+        gateway.runpod.uploads = cloud
+        await _ready(gateway)
+        meta = await gateway.picture()
+        answer = await gateway.http.get(f"/i/{meta['id']}", headers={"Authorization": f"Bearer {KEY}"})
+        assert answer.status_code == 302
+        file = await cloud.get(answer.headers["location"])
+        assert file.status_code == 200 and sha256(file.content).hexdigest() == meta["fingerprint"]
+        place = urlsplit(answer.headers["location"])
+        policy = (await gateway.http.get("/example")).headers["content-security-policy"]
+        assert f"connect-src 'self' {place.scheme}://{place.netloc};" in policy
