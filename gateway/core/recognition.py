@@ -224,11 +224,14 @@ class Recognition:
             if record is None:
                 self._index.drop(place)
                 continue
-            # Each picture once: its thumbnail looks like it, too.
-            for match in await self._told([record]) if (record.gen_id, record.index) not in matches else []:
-                matches[record.gen_id, record.index] = replace(
-                    match, by=("image_code",), distance=bits, mirrored=mirrored
-                )
+            # Each picture once: its thumbnail looks like it too, and where both do the full picture is told of.
+            picture = record.gen_id, record.index
+            known = matches.get(picture)
+            if known is not None and known.record.type != "thumbnail":
+                continue
+            for match in await self._told([record]):
+                near_by = replace(match, by=("image_code",), distance=bits, mirrored=mirrored)
+                matches[picture] = replace(known, record=record) if known else near_by
             if len(matches) == MOST_MATCHES:
                 break
         return list(matches.values())
