@@ -6,7 +6,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-PARTS = ("calls", "pipeline", "finishing", "worker", "compliance", "words", "provenance", "pixelmark", "gpu")
+PARTS = (
+    *("calls", "pipeline", "finishing", "worker", "compliance", "words"),
+    *("provenance", "pixelmark", "recognition", "gpu"),
+)
 
 
 def main() -> None:
@@ -46,6 +49,10 @@ def main() -> None:
             from bench import pixelmark
 
             pixelmark.run(marked=given.marked, unmarked=4 * given.marked, drawn=given.drawn, pictures=given.gallery)
+        if "recognition" in parts:
+            from bench import recognition
+
+            recognition.run(pictures=2 * given.marked)
         if "provenance" in parts:
             from bench import provenance
 

@@ -391,6 +391,12 @@ def _kms_key(settings: Settings) -> RemoteKey:
     )
 
 
+def anchors_of(settings: Settings, file: Path | None = None) -> bytes:
+    """The PEM roots to trust: of a file, those configured, or the development authority's. None is an answer, too."""
+    path = file or settings.signing_anchors or authority_folder(settings) / "anchors.pem"
+    return path.read_bytes() if file or path.exists() else b""
+
+
 def authority_folder(settings: Settings) -> Path:
     """Where the development authority lives."""
     return settings.data / "signing"

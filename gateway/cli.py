@@ -15,6 +15,7 @@ from gateway.commands.audit import app as audit_app
 from gateway.commands.jobs import app as jobs_app
 from gateway.commands.rulesets import app as rulesets_app
 from gateway.commands.storage import app as storage_app
+from gateway.commands.verify import verify
 
 if TYPE_CHECKING:
     from gateway.client import Client
@@ -43,6 +44,7 @@ app.add_typer(keys_app, name="keys")
 models_app = typer.Typer(invoke_without_command=True)
 app.add_typer(models_app, name="models")
 app.command()(acs)
+app.command()(verify)
 app.add_typer(audit_app, name="audit")
 app.add_typer(appeals_app, name="appeals")
 app.add_typer(jobs_app, name="jobs")
@@ -171,6 +173,7 @@ def generate(
     """Draw a picture, wait for it and save it; of several each gets a number in its name."""
     from compliance.verify import verify as read
     from gateway import console
+    from gateway.app import anchors_of
     from gateway.client import data_uri
 
     settings = _settings(data=data)
@@ -206,7 +209,7 @@ def generate(
             path = output.with_stem(f"{output.stem}_{file.index + 1}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        report = read(content, _anchors(settings, None))
+        report = read(content, anchors_of(settings))
         console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {file.seed}")
         console.say(f"{report.state}: signed by {report.signer or 'nobody'}, {report.when}")
         typer.echo(str(path))
@@ -225,34 +228,6 @@ def delete(
     with _client(_settings(data=data), url, key) as client:
         deleted = client.delete(job_id)
     say(f"{deleted['id']} is deleted; it was {deleted['status']}")
-
-
-@app.command()
-def verify(
-    file: Annotated[Path, typer.Argument(help="A picture.", exists=True, dir_okay=False)],
-    anchors: Annotated[
-        Path | None, typer.Option(help="PEM roots to trust; this desk's own.", show_default=False)
-    ] = None,
-    data: Data = None,
-) -> None:
-    """Say who signed a picture, when and with which model, and whether that holds."""
-    from compliance.verify import verify as read
-    from gateway.console import facts
-
-    report = read(file.read_bytes(), _anchors(_settings(data=data), anchors))
-    facts(
-        [
-            ("state", report.state),
-            ("signer", report.signer),
-            ("issuer", report.issuer),
-            ("when", report.when),
-            ("generator", report.generator),
-            ("model", report.model),
-            ("actions", ", ".join(report.actions)),
-            *(("problem", failure) for failure in report.failures),
-        ]
-    )
-    raise typer.Exit(0 if report.state in {"trusted", "valid"} else 1)
 
 
 @models_app.callback()
@@ -468,14 +443,6 @@ def _client(settings: Settings, url: str | None, key: str | None) -> Client:
         url or settings.public_url or str(read_note(settings.data).get("url") or "") or settings.base_url(),
         key or settings.api_key or read_key(settings.data),
     )
-
-
-def _anchors(settings: Settings, file: Path | None) -> bytes:
-    """The roots to trust: those named, the configured ones, or the development authority's. None is an answer, too."""
-    from gateway.app import authority_folder
-
-    path = file or settings.signing_anchors or authority_folder(settings) / "anchors.pem"
-    return path.read_bytes() if file or path.exists() else b""
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:

@@ -178,9 +178,18 @@ class Client:
             raise ClientError(f"The picture cannot be fetched: HTTP {answer.status_code}.", fix="Ask for status again.")
         return answer.content
 
+    def verify(self, picture: bytes) -> dict[str, Any]:
+        """What the gateway says of any picture; no key is needed."""
+        with _spoken(self.url):
+            answer = self._http.post(f"{self.url}/api/verify", content=picture, headers=self._headers)
+        return self._said(answer)
+
     def _call(self, body: dict[str, Any]) -> dict[str, Any]:
         with _spoken(self.url):
             answer = self._http.post(f"{self.url}/api/v2", json=body, headers=self._headers)
+        return self._said(answer)
+
+    def _said(self, answer: httpx.Response) -> dict[str, Any]:
         try:
             said = answer.json()
         except ValueError:

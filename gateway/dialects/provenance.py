@@ -103,7 +103,7 @@ class ProvenanceDialect:
 
     async def _verify(self, request: Request) -> Response:
         findings = await self._recognition.examine(await _picture(request))
-        return Json(_findings(findings) | {"request_id": request.scope["imgen.request_id"]})
+        return Json(findings_as_json(findings) | {"request_id": request.scope["imgen.request_id"]})
 
     async def _by_binding(self, request: Request) -> Response:
         given: dict[str, Any] = dict(request.query_params)
@@ -186,7 +186,8 @@ def _similarity(match: Match) -> dict[str, int]:
     return {} if match.distance is None else {"similarityScore": round(100 * (64 - match.distance) / 64)}
 
 
-def _findings(findings: Findings) -> dict[str, Any]:
+def findings_as_json(findings: Findings) -> dict[str, Any]:
+    """What `POST /api/verify` answers, but for the id of the request."""
     report = findings.report
     signed = report.state not in ("unsigned", "unreadable")
     return {

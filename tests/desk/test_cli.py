@@ -444,6 +444,13 @@ def test_a_picture_that_does_not_hold_is_exit_code_1(data: Path, tmp_path: Path,
     assert "problem    " in done.stdout
 
 
+def test_looking_at_a_picture_makes_nothing(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(picture(data))
+    done = imgen("verify", tmp_path / "x.jpg", "--data", tmp_path / "nothing", "--json")
+    assert json.loads(done.stdout)["state"] == "valid" and json.loads(done.stdout)["found"] == []
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_anchors_that_are_not_there_are_one_sentence(data: Path, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(picture(data))
     done = imgen("verify", tmp_path / "x.jpg", "--anchors", tmp_path / "none.pem", "--data", data)

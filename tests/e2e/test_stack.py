@@ -1,6 +1,7 @@
 """What a newcomer does first, on the real stack: generate, fetch, verify; the reference's own clients unchanged."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -119,6 +120,15 @@ def test_the_command_line_draws_and_verifies(stack, tmp_path):
     assert drawn.returncode == 0, drawn.stderr
     assert Image.open(io.BytesIO(picture.read_bytes())).format == "WEBP"
     assert imgen("verify", str(picture)).returncode == 0
+    bare = tmp_path / "bare.png"
+    Image.open(picture).resize((672, 384)).save(bare)
+    found = imgen("verify", str(bare), "--json")
+    asked = imgen("verify", str(bare), "--url", stack.url, "--json")
+    for done in (found, asked):
+        told = json.loads(done.stdout)
+        assert done.returncode == 1 and told["state"] == "unsigned"
+        assert told["found"][0]["id"] and "pixel_mark" in told["found"][0]["by"], done.stderr
+    assert json.loads(found.stdout)["found"] == json.loads(asked.stdout)["found"]
     picture.write_bytes(picture.read_bytes()[:-400] + b"\x00" * 400)
     assert imgen("verify", str(picture)).returncode == 1
     assert imgen("generate", "@nobody", "-o", str(picture), "--url", stack.url).returncode == 1
