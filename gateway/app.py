@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import structlog
 from starlette.applications import Starlette
@@ -105,6 +106,8 @@ def create_app(
         )
     catalog = load(settings.catalog)
     secret = secret_of(settings)
+    # Pictures are finished side by side, each by a thread of ours.
+    cv2.setNumThreads(1)
     database = Database(settings.database())
     keys = SqlKeys(database)
     storage = storage_of(settings, secret=secret)
