@@ -55,7 +55,7 @@ THING_WORDS = {
     "castle": ("castle", "castle", "palace"),
     "boat": ("boat", "boat", "sailboat", "ship"),
 }
-NEGATIVE = "lowres, blurry"  # every negative prompt begins so: the worker's catalogue sees to it
+NEGATIVE = "lowres, blurry"  # what the negatives of the wide world begin with; the gateway asks without it
 PAINT_WORDS = {"yellow": ("yellow", "golden"), "purple": ("purple", "violet")}
 OPENINGS = (
     "a picture of", "an illustration of", "a photo of", "pixel art of", "a painting of", "a drawing of", "portrait of",

@@ -1,8 +1,8 @@
 """How well the model does what it is told: `python -m handler.builtin.evaluate`, or `make eval-model`.
 
-Every picture is asked for as the gateway asks for it (the negative prompt begins with the catalogue's own words) and
-read by `judge`. Held-out scenes, two seeds, all seven sizes; beside each figure stands its target and, where it can be
-had, what true drawings of the same scenes get. Each process draws with one thread.
+Every picture is asked for as the gateway asks for it and read by `judge`. Held-out scenes, two seeds, all seven sizes;
+beside each figure stands its target and, where it can be had, what true drawings of the same scenes get. Each process
+draws with one thread.
 """
 
 import argparse
@@ -30,6 +30,7 @@ NEGATIVES = (
     ("night", "moon"), ("night", "stars"), ("night", "moon, stars"), ("noon", "sun"), ("dawn", "sun"),
     ("sunset", "sun"), ("clouds", "sun"), ("noon", "clouds"), ("noon", "fog"),
 )  # fmt: skip
+MARKED = NEGATIVES[:3]
 AGAINST = (
     ("moon", "night"), ("stars", "night"), ("sun", "noon"), ("clouds", "noon"), ("house", "noon"), ("tree", "noon"),
 )  # fmt: skip
@@ -46,7 +47,7 @@ class Task:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     scenes: tuple[Scene, ...] = ()
-    negative: str = NEGATIVE
+    negative: str = ""
     loras: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -112,15 +113,15 @@ def removals(seeds: int) -> list[Task]:
     """Prompts that do not say what the negative takes away, without and with it, over all lands and three shapes."""
     tasks = []
     for mood, unwanted in NEGATIVES:
-        bare = [unwanted] if (mood, unwanted) == NEGATIVES[0] else []
-        for negative in (NEGATIVE, negative_prompt(unwanted), *bare):
-            row = ("negative", mood, unwanted, {NEGATIVE: "without", unwanted: "bare"}.get(negative, "with"))
+        marked = negative_prompt(NEGATIVE, unwanted)
+        for negative in ("", unwanted, *([marked] if (mood, unwanted) in MARKED else [])):
+            row = ("negative", mood, unwanted, {"": "without", marked: "marked"}.get(negative, "with"))
             for size in SIZES[:3]:
                 prompts = tuple(f"{land} {mood}".strip() for land in LANDS for _ in range(seeds))
                 tasks += _cut(Task(row=row, size=size, prompts=prompts, seeds=_seeds(prompts), negative=negative))
     for word, mood in AGAINST:
-        for negative in (NEGATIVE, negative_prompt(word)):
-            row = ("against", mood, word, "without" if negative == NEGATIVE else "with")
+        for negative in ("", word):
+            row = ("against", mood, word, "with" if negative else "without")
             prompts = tuple(f"{word}, {land}, {mood}" for land in LANDS[1:4] for _ in range(4))
             tasks += _cut(Task(row=row, size=SQUARE, prompts=prompts, seeds=_seeds(prompts), negative=negative))
     return tasks
@@ -288,11 +289,13 @@ def _size_table(tally: Tally, drawings: Tally) -> str:
 
 def _negative_table(tally: Tally) -> str:
     lines = [
-        "| prompt, over all lands | negative | shown without it | with it (<= 0.10) | bare, without the base words |",
+        f"| prompt, over all lands | negative | shown without it | with it (<= 0.10) | with it after `{NEGATIVE}` |",
         "|---|---|---|---|---|",
     ]
     for mood, word in NEGATIVES:
-        cells = [_share(tally.share("negative", mood, word, way, mark="shown")) for way in ("without", "with", "bare")]
+        cells = [
+            _share(tally.share("negative", mood, word, way, mark="shown")) for way in ("without", "with", "marked")
+        ]
         lines.append(f"| {mood} | {word} | " + " | ".join(cells) + " |")
     for word, mood in AGAINST:
         cells = [_share(tally.share("against", mood, word, way, mark="shown")) for way in ("without", "with")]

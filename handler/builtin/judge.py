@@ -258,7 +258,7 @@ def fair(scene: Scene, size: Size) -> Scene:
     """The same scene with every thing where it can be seen."""
     roomy = size[0] >= 1024
     apart = roomy or {thing.place for thing in scene.things} <= {"left", "right"}
-    things = [replace(thing, nudge=0) for thing in (scene.things if apart else scene.things[:1])]
+    things = [*(scene.things if apart else scene.things[:1])]
     if scene.weather == "snow":
         things = [replace(thing, paint="red") if thing.paint == "white" else thing for thing in things]
     return replace(scene, things=tuple(things))

@@ -9,20 +9,19 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging
 from PIL import Image
 
-from handler.builtin.captions import NEGATIVE
 from handler.pixelart import read_palettes, snap
 
 MODEL = Path(__file__).parent / "model"
 LORAS = Path(__file__).parent / "loras"
 STEPS = 14
-GUIDANCE = 4.0
+GUIDANCE = 3.5
 SCALE = 8  # product pixels to a pixel of the pipeline
 CELL = 2  # pixels of the pipeline to an art pixel
 
 
 def negative_prompt(*terms: str) -> str:
     """A negative prompt as the gateway composes it."""
-    return ", ".join((NEGATIVE, *terms))
+    return ", ".join(terms)
 
 
 class Studio:
@@ -53,7 +52,7 @@ class Studio:
         size: tuple[int, int],
         seeds: Sequence[int],
         *,
-        negative: str = NEGATIVE,
+        negative: str = "",
         steps: int = STEPS,
         guidance: float = GUIDANCE,
         at_once: int = 8,

@@ -336,7 +336,7 @@ def prompt(scene: Scene, rng: Random, strangers: Sequence[str] = EVERY_STRANGER)
     """
     if rng.random() < (0.02 if seldom_untold(scene) else 0.1):
         return ""
-    return negative(scene, rng) if rng.random() < 0.12 else caption(scene, rng, strangers)
+    return negative(scene, rng) if rng.random() < 0.15 else caption(scene, rng, strangers)
 
 
 def pick_times(count: int) -> Tensor:

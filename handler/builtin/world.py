@@ -32,12 +32,14 @@ USUAL_PAINT = {"tree": "green", "house": "red", "lighthouse": "red", "castle": "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thing:
-    """A sprite, its colour (characters have none) and where it stands; characters are drawn for LoRAs only."""
+    """A sprite, its colour (characters have none) and where it stands; characters are drawn for LoRAs only.
+
+    A place is always the same column: where words leave it to chance, a model blends what it can't know.
+    """
 
     name: str
     paint: str = ""
     place: str = "center"
-    nudge: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +69,8 @@ def sample(rng: Random) -> Scene:
         time=_pick(rng, TIMES, often),
         terrain=_pick(rng, TERRAINS, often),
         weather=_pick(rng, WEATHERS, 0.85 if plain else 0.45),
-        phase=(rng.randrange(12), rng.randrange(12)),
-        style=rng.choices(("", *STYLES), (76, 12, 12))[0],
+        phase=(rng.randrange(0, 12, 2), rng.randrange(0, 12, 2)),
+        style=rng.choices(("", *STYLES), (70, 17, 13))[0],
     )
     scene = replace(scene, things=_things(rng, scene.terrain))
     if any(thing.name == "boat" for thing in scene.things):
@@ -98,7 +100,7 @@ def _things(rng: Random, terrain: str) -> tuple[Thing, ...]:
         if name not in names:
             names.append(name)
     return tuple(
-        Thing(name=name, paint=_paint(rng, name), place=place, nudge=rng.choice((-1, 0, 0, 1)) * CELL)
+        Thing(name=name, paint=_paint(rng, name), place=place)
         for name, place in zip(names, _places(rng, count), strict=True)
     )
 
@@ -280,7 +282,7 @@ class _Canvas:
         middle = {"left": 0.2, "center": 0.5, "right": 0.8}[thing.place] * self.width
         frame = CELL if self.scene.style == "postcard" else 0
         last = (self.width - wide - frame) // CELL * CELL
-        left = min(max(_grid(middle - wide / 2) + thing.nudge, frame), last)
+        left = min(max(_grid(middle - wide / 2), frame), last)
         # A boat floats on the water behind the shore.
         top = self.ground - tall - (2 * CELL if thing.name == "boat" else 0)
         self._paste(thing.name, left, top, thing.paint)

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 from PIL import Image
 
-
 #: What the id in the pixels, which no two pictures share, changes a channel by at most.
 FAINT = 16
 
