@@ -75,7 +75,7 @@ def gallery() -> dict[str, list[list[Wish]]]:
     styles = [[Wish(prompt=f"{mood}{style}") for mood in moods] for style in ("", ", neon", ", postcard")]
     night, noon = "hills at night", "a tree, hills, noon"
     styles.append([
-        Wish(prompt=night), Wish(prompt=night, negative=("moon",)), Wish(prompt=night, negative=("moon", "stars"))
+        Wish(prompt=night, seed=9, negative=terms) for terms in ((), ("moon",), ("moon", "stars"))
     ])  # fmt: skip
     styles = [[*row, *extra] for row, extra in zip(styles, [
         [Wish(prompt=f"forest in the {weather}") for weather in ("rain", "snow")],
