@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from gateway.errors import BodyTooLarge, GatewayError, InvalidJson
+from gateway.errors import BodyTooLarge, GatewayError, InvalidField, InvalidJson
 
 #: Bytes of JSON that are parsed on the spot; for more, the way to a thread is the smaller cost.
 SHORT = 256 * 1024
@@ -34,6 +34,18 @@ class Json(Response):
 
     def __init__(self, content: Any, status_code: int = 200, headers: dict[str, str] | None = None) -> None:
         super().__init__(orjson.dumps(content), status_code, headers={"cache-control": "no-store", **(headers or {})})
+
+
+def fault(error: GatewayError, *, request_id: str) -> dict[str, Any]:
+    """What every surface with an envelope of its own choice says of a fault."""
+    said: dict[str, Any] = {
+        "error": error.message,
+        "code": error.code,
+        "fix": error.fix,
+        "retryable": error.retryable,
+        "request_id": request_id,
+    }
+    return said | ({"field": error.field} if isinstance(error, InvalidField) else {})
 
 
 def iso(seconds: float) -> str:

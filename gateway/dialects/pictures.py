@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 from gateway.core.access import Access
 from gateway.core.images import Caller, Job
 from gateway.core.service import GenerationService
-from gateway.dialects.base import Json
+from gateway.dialects.base import Json, fault
 from gateway.errors import (
     AccessDenied,
     BadId,
@@ -60,15 +60,7 @@ class PictureDialect:
     def error(self, error: GatewayError, *, request_id: str) -> Response:
         """The envelope of the imgen API, so that a front end reads one kind of fault."""
         status = next((code for kind, code in HTTP_STATUS if isinstance(error, kind)), 500)
-        body: dict[str, Any] = {
-            "error": error.message,
-            "code": error.code,
-            "fix": "Send a GET." if status == 405 else error.fix,
-            "retryable": error.retryable,
-            "request_id": request_id,
-        }
-        if isinstance(error, InvalidField):
-            body["field"] = error.field
+        body = fault(error, request_id=request_id) | ({"fix": "Send a GET."} if status == 405 else {})
         headers = {
             name: value
             for name, value in {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
+import anyio
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -17,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from gateway.core.recognition import FINGERPRINTS, MOST_MATCHES, WATERMARKS, Findings, Match, Recognition
 from gateway.core.throttle import Throttle
-from gateway.dialects.base import Json, iso, read_body, read_object
+from gateway.dialects.base import Json, fault, iso, read_body, read_object
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -31,6 +32,10 @@ from gateway.errors import (
 )
 
 BODY_LIMIT = 32 * 1024 * 1024
+#: Pictures that are in memory at the same time, and the seconds that one may take to arrive: whoever sends slowly, or
+#: much at once, without a key, must not fill the memory that paid-for pictures are finished in.
+AT_ONCE = 8
+ARRIVAL = 30.0
 _SEND = "Send the picture as the body, or as the field file of a form."
 
 _HTTP_STATUS: tuple[tuple[type[GatewayError], int], ...] = (
@@ -59,6 +64,7 @@ class ProvenanceDialect:
     def __init__(self, recognition: Recognition, throttle: Throttle) -> None:
         self._recognition = recognition
         self._throttle = throttle
+        self._room = anyio.Semaphore(AT_ONCE)
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -71,16 +77,8 @@ class ProvenanceDialect:
 
     def error(self, error: GatewayError, *, request_id: str) -> Response:
         status = next((code for kind, code in _HTTP_STATUS if isinstance(error, kind)), 500)
-        body: dict[str, Any] = {
-            "error": error.message,
-            "code": error.code,
-            "fix": error.fix,
-            "retryable": error.retryable,
-            "request_id": request_id,
-        }
+        body = fault(error, request_id=request_id) | ({"fix": "Send a POST."} if status == 405 else {})
         headers = {}
-        if isinstance(error, InvalidField):
-            body["field"] = error.field
         if isinstance(error, TooManyRequests):
             headers["retry-after"] = str(error.seconds)
         if status == 405:
@@ -102,7 +100,8 @@ class ProvenanceDialect:
         return answered
 
     async def _verify(self, request: Request) -> Response:
-        findings = await self._recognition.examine(await _picture(request))
+        async with self._room:
+            findings = await self._recognition.examine(await _picture(request))
         return Json(findings_as_json(findings) | {"request_id": request.scope["imgen.request_id"]})
 
     async def _by_binding(self, request: Request) -> Response:
@@ -122,7 +121,8 @@ class ProvenanceDialect:
 
     async def _by_content(self, request: Request) -> Response:
         limit = _limit(request.query_params.get("maxResults"))
-        return Json(_matches(await self._recognition.similar(await _picture(request), limit)))
+        async with self._room:
+            return Json(_matches(await self._recognition.similar(await _picture(request), limit)))
 
     async def _manifest(self, request: Request) -> Response:
         active = request.query_params.get("returnActiveManifest", "").lower() == "true"
@@ -142,7 +142,11 @@ class ProvenanceDialect:
 
 async def _picture(request: Request) -> bytes:
     """The bytes of the picture: the body itself, or the field `file` of a form."""
-    body = await read_body(request, limit=BODY_LIMIT)
+    try:
+        with anyio.fail_after(ARRIVAL):
+            body = await read_body(request, limit=BODY_LIMIT)
+    except TimeoutError as exc:
+        raise InvalidField("file", f"did not arrive within {ARRIVAL:g} seconds", fix="Send a smaller copy.") from exc
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         body = await _file_of(request, body)
     if not body:

@@ -19,6 +19,7 @@ from compliance.fingerprint import ISCC, binding_value, image_code
 from compliance.pixelmark import ALGORITHM
 from compliance.reader import active_manifest
 from gateway.core.polishing import mark_id
+from gateway.dialects import provenance
 from handler.builtin.world import draw, sample
 from tests.api.conftest import BASE
 from tests.api.test_compliance import RULES
@@ -191,6 +192,31 @@ async def test_too_much_is_a_413_and_too_often_a_429(open_gateway):
         assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert (await gateway.http.get("/api/verify")).status_code == 405
+
+
+async def test_whoever_sends_slowly_holds_up_nobody_for_long(open_gateway, monkeypatch):
+    monkeypatch.setattr(provenance, "AT_ONCE", 1)
+    monkeypatch.setattr(provenance, "ARRIVAL", 0.5)
+    gateway = await open_gateway(IMGEN_VERIFY_RATE="6000")
+    answers: dict[str, Any] = {}
+
+    async def never_ending():
+        yield b"\x89PNG"
+        await anyio.sleep_forever()
+
+    async def ask(name: str, content: Any) -> None:
+        answers[name] = await gateway.http.post("/api/verify", content=content)
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, "slow", never_ending())
+            await anyio.sleep(0.05)
+            tasks.start_soon(ask, "quick", b"not a picture")
+            await anyio.sleep(0.1)
+            assert not answers, "there is room for one at a time"
+    slow = answers["slow"].json()
+    assert (answers["slow"].status_code, slow["field"]) == (400, "file") and "did not arrive" in slow["error"]
+    assert (answers["quick"].status_code, answers["quick"].json()["state"]) == (200, "unreadable")
 
 
 # What may be told of

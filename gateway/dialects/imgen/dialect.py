@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Route
 from gateway.core.access import Access
 from gateway.core.images import Caller, State
 from gateway.core.service import GenerationService
-from gateway.dialects.base import Json, iso, read_object
+from gateway.dialects.base import Json, fault, iso, read_object
 from gateway.dialects.fields import Fields
 from gateway.dialects.imgen import answer
 from gateway.dialects.imgen.request import FORMATS, PICTURES, SIZES, RequestReader, job_id, read_cursor
@@ -28,7 +28,6 @@ from gateway.errors import (
     BodyTooLarge,
     CacheMiss,
     GatewayError,
-    InvalidField,
     JobNotOpen,
     MethodNotAllowed,
     MissingAction,
@@ -98,19 +97,11 @@ class ImgenDialect:
     def error(self, error: GatewayError, *, request_id: str) -> Response:
         """``{"error": <documented text>}`` and, additive, what to do about it."""
         status = next((code for kind, code in HTTP_STATUS if isinstance(error, kind)), 500)
-        body: dict[str, Any] = {
-            "error": error.message,
-            "code": error.code,
-            "fix": error.fix,
-            "retryable": error.retryable,
-            "request_id": request_id,
-        }
+        body = fault(error, request_id=request_id)
         if isinstance(error, PromptBlocked):
             body["filter_categories"] = list(error.rules)
             body["categories"] = list(error.categories)
             body["classes"] = list(error.classes)
-        if isinstance(error, InvalidField):
-            body["field"] = error.field
         headers = {}
         if status == 401:
             headers["www-authenticate"] = "Bearer"
