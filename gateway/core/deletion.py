@@ -45,7 +45,7 @@ class Deletion:
         *,
         store: Deletions,
         storage: Storage,
-        records: Records | None = None,
+        records: Records,
         appeals: AppealStore,
         audit: Audit,
         withdraw: Callable[[Job], Awaitable[None]],
@@ -126,8 +126,7 @@ class Deletion:
         for folder in FOLDERS:
             if folder not in kept:
                 await self._storage.purge(f"{folder}/{job.gen_id}")
-        if self._records is not None:
-            await self._records.purge(job.gen_id)
+        await self._records.purge(job.gen_id)
         await self._appeals.forget(job.gen_id, keep_words=evidence, now=self._now())
         now = self._now()
         # Until then a worker can still upload, or a replica that was thought dead may still store: look again, at
