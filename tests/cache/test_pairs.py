@@ -1,0 +1,62 @@
+"""The labelled pairs themselves: well-formed, each there once, labelled as their group says, and enough of every kind."""
+
+from collections import Counter
+
+import pytest
+
+from tests.cache.pairs import pairs
+
+#: How many pairs of each group the first half has at the least.
+LEAST = {
+    "light": 60, "free": 25, "typo": 15, "colour": 12, "number": 12, "negation": 20, "subject": 12, "order": 20,
+    "binding": 20, "attribute": 12, "style": 12, "long": 20, "addition": 12,
+}  # fmt: skip
+SAME = {"light", "free", "typo"}
+PAIRS = pairs()
+IDS = [f"{n}-{pair.half}-{pair.group}" for n, pair in enumerate(PAIRS)]
+
+
+def sides(pair):
+    return (pair.a, pair.a_negatives), (pair.b, pair.b_negatives)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=IDS)
+def test_a_pair_is_well_formed(pair):
+    assert pair.half in {"before", "after"}
+    assert isinstance(pair.same, bool)
+    for text in (pair.a, pair.b, *pair.a_negatives, *pair.b_negatives):
+        assert isinstance(text, str)
+        assert text and text == " ".join(text.split())
+    for a_or_b in sides(pair):
+        assert not a_or_b[0].startswith("-") and not any(each.startswith("-") for each in a_or_b[1])
+        assert len(set(a_or_b[1])) == len(a_or_b[1])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=IDS)
+def test_the_two_sides_of_a_pair_differ(pair):
+    a, b = sides(pair)
+    assert a != b
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=IDS)
+def test_a_label_agrees_with_its_group(pair):
+    assert pair.group in LEAST
+    assert pair.same == (pair.group in SAME)
+
+
+def test_no_pair_is_there_twice_nor_swapped():
+    times = Counter(frozenset(sides(pair)) for pair in PAIRS)
+    assert not [each for each, count in times.items() if count > 1]
+
+
+@pytest.mark.parametrize(("group", "least"), LEAST.items())
+def test_the_first_half_has_enough_of_a_group(group, least):
+    assert sum(pair.group == group for pair in PAIRS if pair.half == "before") >= least
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.group == "long"], ids=lambda pair: pair.a[:40])
+def test_a_long_pair_differs_in_one_word(pair):
+    a, b = pair.a.split(), pair.b.split()
+    assert 25 <= len(a) <= 45 and len(a) == len(b)
+    changed = [(x, y) for x, y in zip(a, b, strict=True) if x != y and {x, y} != {"a", "an"}]
+    assert len(changed) == 1
