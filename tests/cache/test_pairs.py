@@ -1,4 +1,4 @@
-"""The labelled pairs themselves: well-formed, each there once, labelled as their group says, and enough of every kind."""
+"""The labelled pairs themselves: well-formed, each there once, labelled as their group says, enough of every group."""
 
 from collections import Counter
 

@@ -1,10 +1,11 @@
-"""The labelled pairs of prompts: may a picture drawn for `a` be handed out for `b`? Read from the files beside this one."""
+"""The labelled pairs of prompts in the files beside this one: may a picture drawn for `a` be handed out for `b`?"""
 
 from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,6 @@ def pairs() -> list[Pair]:
     ]
 
 
-def _pair(table: dict[str, object], half: str) -> Pair:
+def _pair(table: dict[str, Any], half: str) -> Pair:
     lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
     return Pair(**{**table, **lists}, half=half)
