@@ -12,11 +12,12 @@ from cache.encoder import Vector
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """One drawn prompt. ``id`` names what was drawn (20 of a-z0-9); points of an id that is there are replaced.
+    """One drawn prompt. ``id`` names what was drawn (20 of a-z0-9): an id has one point, whatever its scope.
 
     ``scope`` is all that must be equal (tenant, model, style, character, ruleset, encoder ...) in one opaque word.
     ``forms`` has the prompt's canonical form for each level of the guard, as opaque words: at a level, two prompts with
-    equal forms may stand for each other. ``expires_at`` is in seconds since the epoch, None for never.
+    equal forms may stand for each other. Words are short (hashes), not empty, and have no NUL. ``vector`` has length 1.
+    ``expires_at`` is in seconds since the epoch, None for never; from that second on the point is not found.
     """
 
     id: str
@@ -28,7 +29,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Near:
-    """A point that was found: its id, its cosine similarity, and its forms."""
+    """A point that was found: its id, its cosine similarity (at most 1), and its forms."""
 
     id: str
     similarity: float
@@ -41,7 +42,8 @@ class Index(Protocol):
     def open(self) -> AbstractAsyncContextManager[None]:
         """Ready for use while the block runs."""
 
-    async def put(self, points: Sequence[Point]) -> None: ...
+    async def put(self, points: Sequence[Point]) -> None:
+        """Keep these; a point replaces the one of its id, and of two with one id the later counts."""
 
     async def search(
         self,
@@ -53,7 +55,8 @@ class Index(Protocol):
         now: float,
         form: tuple[str, str] | None = None,
     ) -> list[Near]:
-        """Points of a scope that have not expired and are strictly more similar than ``floor``, the nearest first.
+        """At most ``limit`` points of a scope that have not expired at ``now`` and are strictly more similar than
+        ``floor``, the nearest first; those that are equally near in no order.
 
         With ``form``, a level and a form, only those whose form at that level is equal.
         """
@@ -64,7 +67,8 @@ class Index(Protocol):
     async def clear(self) -> None:
         """Forget all."""
 
-    async def count(self) -> int: ...
+    async def count(self) -> int:
+        """How many there are, those that have expired and were not removed among them."""
 
     def ids(self) -> AsyncIterator[str]:
         """All ids, in no order."""
