@@ -64,7 +64,7 @@ def _apart(match: re.Match[str]) -> str:
 
 
 def _words(clause: str) -> list[str]:
-    words = []
+    words: list[str] = []
     for word in _WORD.findall(clause):
         parts = [word] if _JOINED.search(word) or all(part in _COUNTED for part in word.split("-")) else word.split("-")
         for part in parts:

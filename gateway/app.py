@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import httpx
 import structlog
+from cache.encoders import open_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,6 +25,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from cache.encoder import Encoder
+from cache.index import Index
+from cache.memory import MemoryIndex
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.credentials import RemoteKey
@@ -43,8 +47,11 @@ from gateway.core import access
 from gateway.core.advance import Advancer, Policy, let_go, withdraw
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
+from gateway.core.cache_feed import CacheFeed
+from gateway.core.caching import CachePolicy, Caching
 from gateway.core.catalog import load
 from gateway.core.deletion import Deletion
+from gateway.core.embedding import Embedder
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.logos import LogoDesk
@@ -69,6 +76,7 @@ from gateway.errors import (
 )
 from gateway.jobs.appeals import SqlAppeals
 from gateway.jobs.audit import SqlAudit
+from gateway.jobs.cache import SqlEntries
 from gateway.jobs.database import Database
 from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.events import SqlEvents
@@ -150,6 +158,29 @@ def create_app(
         now=time.time,
     )
     policy = Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__})
+    entries = SqlEntries(database)
+    embedder = Embedder(
+        partial(open_encoder, settings.cache_encoder, settings.data / "encoder"), partial(index_of, settings)
+    )
+    cache_policy = CachePolicy(**{name: getattr(settings, name) for name in CachePolicy.__dataclass_fields__})
+    caching = Caching(
+        entries=entries,
+        jobs=jobs,
+        embedder=embedder,
+        compliance=compliance,
+        policy=cache_policy,
+        meter=metrics,
+        now=time.time,
+        shared=bool(settings.cache_url),
+    )
+    feed = CacheFeed(
+        entries=entries,
+        embedder=embedder,
+        policy=cache_policy,
+        now=time.time,
+        shared=settings.cache_url,
+    )
+    caching.on_new = feed.wake
     advancer = Advancer(
         jobs=jobs,
         backend=backend,
@@ -160,6 +191,7 @@ def create_app(
         policy=policy,
         now=time.time,
         webhook=backend.webhook,
+        remember=caching.remember if settings.cache == "on" else None,
     )
     appeals = SqlAppeals(database)
     deletion = Deletion(
@@ -168,6 +200,7 @@ def create_app(
         records=records,
         appeals=appeals,
         audit=audit,
+        forget=caching.forget if settings.cache == "on" else entries.remove,
         withdraw=partial(withdraw, backend),
         policy=policy,
         now=time.time,
@@ -187,6 +220,7 @@ def create_app(
         appeals=Appeals(store=appeals, jobs=jobs, audit=audit, now=time.time),
         deletion=deletion,
         safeguard=safeguard,
+        caching=caching if settings.cache == "on" else None,
         policy=policy,
         now=time.time,
     )
@@ -223,6 +257,9 @@ def create_app(
             await stack.enter_async_context(storage.open())
             await stack.enter_async_context(backend.open())
             await stack.enter_async_context(compliance.open())
+            if settings.cache == "on":
+                await stack.enter_async_context(embedder.running())
+                await stack.enter_async_context(feed.running())
             await finisher.open()
             await recognition.open()
             await stack.enter_async_context(finisher.running())
@@ -308,6 +345,21 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
         return LocalCompliance(panel_of(settings, reviewers), threads=settings.acs_threads)
     words = Words(PromptGate.built_in())
     return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
+
+
+def index_of(settings: Settings, encoder: Encoder) -> Index:
+    """Where the cache looks for nearness: a Qdrant server or, without one, the memory of this process."""
+    if not settings.cache_url:
+        return MemoryIndex(encoder.dimensions)
+    from cache.qdrant import QdrantIndex  # its client takes a second to import
+
+    return QdrantIndex(
+        settings.cache_url,
+        collection=f"imgen-{encoder.hash}",
+        dimensions=encoder.dimensions,
+        api_key=settings.cache_key or None,
+        timeout=settings.cache_timeout,
+    )
 
 
 def polisher_of(settings: Settings, signer: Signer, pixel_mark: PixelMark | None, meter: Meter) -> Polisher:

@@ -16,7 +16,8 @@ x GatewayError
   + PictureNotReady           the job has not ended, so there is nothing to show
   + NothingToAppeal, AppealDecided, NotReleasable
   x Unavailable               somebody behind us does not answer; the job survives
-    + BackendUnavailable, StorageUnavailable, StoreUnavailable, ComplianceUnavailable, NotifierUnavailable
+    + BackendUnavailable, StorageUnavailable, StoreUnavailable, ComplianceUnavailable, NotifierUnavailable,
+      CacheUnavailable
   + BackendRefused            the GPU backend refused the job for good
   + FinishingFailed           a drawn picture could not be reviewed, encoded or signed
   + CatalogError, SettingsError   stop the start, never a request
@@ -308,6 +309,12 @@ class ComplianceUnavailable(Unavailable):
 
     code = "compliance_unavailable"
     fix = "Send the request again in a few seconds."
+
+
+class CacheUnavailable(Unavailable):
+    """The index of the cache does not answer"""
+
+    code = "cache_unavailable"
 
 
 class NotifierUnavailable(Unavailable):

@@ -40,6 +40,26 @@ class Metrics:
         expiry.set_function(lambda: expires_at - now())
         for stamped in _WORDS.values():
             self._signed.labels(stamped)
+        self._cache = Counter(
+            "imgen_cache_lookups",
+            "Requests that asked the cache: exact, semantic or miss",
+            ["result"],
+            registry=self._registry,
+        )
+        self._cache_failed = Counter(
+            "imgen_cache_failures",
+            "Requests for which the cache could not be asked whole",
+            ["cause"],
+            registry=self._registry,
+        )
+        self._cache_refused = Counter(
+            "imgen_cache_guard_refusals", "Entries above the floor that the guard refused", registry=self._registry
+        )
+        self._cache_saved = Counter(
+            "imgen_cache_saved_seconds", "Seconds of drawing that hits saved", registry=self._registry
+        )
+        for result in ("exact", "semantic", "miss"):
+            self._cache.labels(result)
 
     def signed(self, seconds: float, stamped: bool | None) -> None:
         self._signed.labels(_WORDS[stamped]).inc()
@@ -47,6 +67,19 @@ class Metrics:
 
     def signing_failed(self, code: str) -> None:
         self._failed.labels(code).inc()
+
+    def cache_hit(self, tier: str, seconds: float) -> None:
+        self._cache.labels(tier).inc()
+        self._cache_saved.inc(seconds)
+
+    def cache_missed(self) -> None:
+        self._cache.labels("miss").inc()
+
+    def cache_refused(self, count: int) -> None:
+        self._cache_refused.inc(count)
+
+    def cache_failed(self, cause: str) -> None:
+        self._cache_failed.labels(cause).inc()
 
     def routes(self) -> list[Route]:
         async def serve(request: Request) -> Response:

@@ -127,6 +127,21 @@ class Settings(BaseModel):
     retention_days: float = Field(0, ge=0, description="Days after its end that a job is deleted; 0 keeps it for ever")
     quarantine_days: float = Field(0, ge=0, description="Days that originals of blocked pictures stay; 0: as the job")
     master_days: float = Field(0, ge=0, description="Days that originals of delivered pictures stay; 0: as the job")
+    cache: Literal["on", "off"] = Field("on", description="Whether completed jobs are kept in the semantic cache")
+    cache_url: HttpUrl = Field("", description="A Qdrant server for it; an index in this process's memory when empty")
+    cache_key: str = Field("", description="API key of the Qdrant server")
+    cache_encoder: str = Field(
+        "minilm", description="What turns prompts into vectors: minilm, or a sentence-transformers model or its folder"
+    )
+    cache_guard: Literal["ordered", "words", "off"] = Field(
+        "ordered", description="What must agree beside the similarity: the words in order, the telling ones, or nothing"
+    )
+    cache_floor: float = Field(0.95, ge=0, lt=1, description="Similarity that a hit must exceed")
+    cache_force_floor: float = Field(0, ge=-1, lt=1, description="The same for requests with cache_force")
+    cache_days: float = Field(
+        0, ge=0, description="Days that a job may be found by the cache; 0: as long as it is kept"
+    )
+    cache_timeout: Seconds = Field(0.5, description="Seconds that a look into the cache may take; then it is a miss")
     s3_bucket: str = Field("", description="Bucket for the pictures; a folder in the data folder when empty")
     s3_region: str = Field("", description="Region of the bucket; boto3's own setting when empty")
     s3_endpoint: HttpUrl = Field("", description="Another S3 than Amazon's, such as http://minio:9000")
@@ -193,6 +208,8 @@ class Settings(BaseModel):
             raise ValueError("operator_webhook: set it together with operator_secret")
         if self.acs_key and not (self.acs_key.isascii() and len(self.acs_key) >= 16):
             raise ValueError("acs_key: must have 16 ASCII characters at least; make one with: openssl rand -hex 24")
+        if self.cache_key and not self.cache_url:
+            raise ValueError("cache_key: set it together with cache_url")
         if self.acs_url and not self.acs_key:
             raise ValueError("acs_url: set it together with acs_key")
         if self.acs_url and self.finish_deadline <= self.acs_timeout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,7 +70,9 @@ class Advancer:
         policy: Policy,
         now: Callable[[], float],
         webhook: Callable[[str, int], str | None] = lambda gen_id, attempt: None,
+        remember: Callable[[Job], Awaitable[None]] | None = None,
     ) -> None:
+        """``remember`` tells the cache of a job that is about to be completed."""
         self._jobs = jobs
         self._backend = backend
         self._storage = storage
@@ -80,6 +82,7 @@ class Advancer:
         self._policy = policy
         self._now = now
         self._webhook = webhook
+        self._tell_cache = remember
         self._tasks: anyio.abc.TaskGroup | None = None
         #: The jobs in hand, and whether somebody asked for one again meanwhile.
         self._advancing: dict[str, bool] = {}
@@ -103,7 +106,7 @@ class Advancer:
             return
         if job.backend_id is None:
             await self._jobs.adopt(gen_id, backend_id)
-        self._nudge(gen_id)
+        self.nudge(gen_id)
 
     async def advance(self, gen_id: str) -> None:
         """Move a job as far as it goes now. Does nothing when it has ended or when somebody else is at it."""
@@ -248,9 +251,14 @@ class Advancer:
             await self._finish(finishing, lease)
 
     async def _finish(self, job: Job, lease: str) -> None:
-        finish = self._finisher.release if job.release else self._finisher.finish
+        record = partial(self._record, job)
         try:
-            finished = await finish(job, partial(self._record, job))
+            if job.source:
+                finished = await self._finisher.copy(job, await self._jobs.get(job.source), record)
+            elif job.release:
+                finished = await self._finisher.release(job, record)
+            else:
+                finished = await self._finisher.finish(job, record)
         except DrawAgain as exc:
             log.warning("picture unusable", job=job.gen_id, code=exc.code, reason=str(exc))
             await self._again(job, lease, State.FAILED, Fault(code=exc.code))
@@ -260,6 +268,8 @@ class Advancer:
             return
         state = _state_of(finished)
         done = replace(job, state=state, outcome=finished, finished_at=self._now())
+        # Before the commit, so that a crash between the two loses nothing: what points at an open job is no hit.
+        await self._remember(done)
         if not await self._jobs.save(done, lease=lease, release=True):
             # Somebody else's result counts; ours must not lie around.
             await self._finisher.discard(finished)
@@ -267,6 +277,10 @@ class Advancer:
         log.info("job finished", job=job.gen_id, state=state, timings=finished.timings)
         with anyio.move_on_after(TIDY, shield=True):
             await self._finisher.tidy(done)
+
+    async def _remember(self, done: Job) -> None:
+        if self._tell_cache is not None and done.state is State.COMPLETED:
+            await self._tell_cache(done)
 
     async def _record(self, job: Job, index: int, verdict: Verdict, sha256: str) -> None:
         """Every verdict goes into the audit, and one about minors has consequences, before any picture can be read.
@@ -284,7 +298,7 @@ class Advancer:
                 await self._later(job, lease)
             else:
                 await self._jobs.save(replace(job, state=_state_of(job.outcome)), lease=lease, release=True)
-        elif not exc.retryable or self._now() >= (job.drawn_at or 0) + self._policy.finish_deadline:
+        elif not exc.retryable or self._now() >= max(job.drawn_at or 0, job.created_at) + self._policy.finish_deadline:
             await self.end(job, lease, State.FAILED, Fault(code=exc.code))
         else:
             await self._later(job, lease)
@@ -351,7 +365,7 @@ class Advancer:
         if self._tasks is not None:
             self._tasks.start_soon(let_go, self._backend, self._storage, job)
 
-    def _nudge(self, gen_id: str) -> None:
+    def nudge(self, gen_id: str) -> None:
         """Advance a job soon. Asked while it is at it, it looks once more: the news may have come after the look."""
         if self._tasks is None:
             return
@@ -369,7 +383,7 @@ class Advancer:
         finally:
             asked_again = self._advancing.pop(gen_id)
         if asked_again:
-            self._nudge(gen_id)
+            self.nudge(gen_id)
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -377,7 +391,7 @@ class Advancer:
             try:
                 for gen_id in await self._jobs.due(now=self._now(), limit=max(room, 0)):
                     if gen_id not in self._advancing:
-                        self._nudge(gen_id)
+                        self.nudge(gen_id)
             except Unavailable as exc:
                 log.warning("sweep failed", error=exc.message)
             except Exception:

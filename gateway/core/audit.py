@@ -80,9 +80,12 @@ class Audit:
         await self._once("deleted", job.gen_id, {**_job(job), "cause": "caller", "by": by})
 
     async def expired(self, job: Job) -> None:
-        """The end of its time took a job away. Nothing where somebody is on record for it."""
+        """The end of its time took a job away, or that of the job it is a copy of. Nothing where somebody is on record
+        for it.
+        """
         if not any(link.entry.kind in ("deleted", "purge_ordered") for link in await self._log.of(job.gen_id)):
-            await self._once("deleted", job.gen_id, {**_job(job), "cause": "retention", "by": ""})
+            cause = "copy" if job.source else "retention"
+            await self._once("deleted", job.gen_id, {**_job(job), "cause": cause, "by": ""})
 
     async def purged(self, job: Job, *, kept: Sequence[str]) -> None:
         """The files of a deleted job are gone, but for the folders that were kept."""

@@ -16,7 +16,7 @@ import structlog
 
 from gateway.core.advance import Policy
 from gateway.core.audit import Audit
-from gateway.core.images import Caller, Credentials, Delivery, Drawing, Job, State
+from gateway.core.images import HANDLE_TTL, Caller, Credentials, Delivery, Drawing, Job, State
 from gateway.core.ports import AppealStore, Deletions, Records, Storage
 from gateway.errors import InvalidField, JobNotFound, Unavailable
 
@@ -48,20 +48,23 @@ class Deletion:
         records: Records,
         appeals: AppealStore,
         audit: Audit,
+        forget: Callable[[str], Awaitable[None]],
         withdraw: Callable[[Job], Awaitable[None]],
         policy: Policy,
         now: Callable[[], float],
     ) -> None:
-        """``withdraw`` tells the backend to stop a cancelled job."""
+        """``forget`` takes the job of a ``gen_id`` out of the cache; ``withdraw`` tells the backend to stop one."""
         self._store = store
         self._storage = storage
         self._records = records
         self._appeals = appeals
         self._audit = audit
+        self._forget = forget
         self._withdraw = withdraw
         self._policy = policy
         self._now = now
         self._wake: anyio.Event | None = None
+        self._copies_at = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -98,6 +101,11 @@ class Deletion:
             before = now - self._policy.retention_days * _DAY
             for gen_id in await self._store.expire(ended_before=before, now=now, limit=BATCH):
                 log.info("job deleted", job=gen_id, days=self._policy.retention_days)
+        if now >= self._copies_at:
+            # As long as an address that was given at the last moment still opens.
+            before = now - HANDLE_TTL - self._policy.url_ttl
+            gone = await self._store.expire_copies(created_before=before, now=now, limit=BATCH)
+            self._copies_at = now if len(gone) == BATCH else now + LOOK_AGAIN
         room = anyio.Semaphore(AT_ONCE)
         async with anyio.create_task_group() as tasks:
             for gen_id in await self._store.due(now=now, limit=BATCH):
@@ -127,6 +135,7 @@ class Deletion:
             if folder not in kept:
                 await self._storage.purge(f"{folder}/{job.gen_id}")
         await self._records.purge(job.gen_id)
+        await self._forget(job.gen_id)
         await self._appeals.forget(job.gen_id, keep_words=evidence, now=self._now())
         now = self._now()
         # Until then a worker can still upload, or a replica that was thought dead may still store: look again, at
@@ -236,4 +245,5 @@ def bare(job: Job) -> Job:
         finished_at=job.finished_at,
         fault=job.fault,
         deleted_at=job.deleted_at,
+        source=job.source,
     )

@@ -246,6 +246,44 @@ class Finisher:
             timings=timings,
         )
 
+    async def copy(self, job: Job, source: Job | None, record: Recorder) -> Outcome:
+        """The outcome of a hit of the cache: the originals of ``source``, finished as this job asks for it.
+
+        What the review said of them then is what is true of them now: the cache answers under the same ruleset only.
+        Raises `FinishingFailed`, not retryable where the originals are gone, or `StorageUnavailable`.
+        """
+        assert job.drawn is not None
+        self._check_ready()
+        if source is None or source.outcome is None or source.deleted_at is not None or source.tenant != job.tenant:
+            raise FinishingFailed("cached_picture_gone", "what the cache had was deleted", retryable=False)
+        known = {review.index: review for review in source.outcome.each}
+        timings: dict[str, float] = {}
+        reviews: list[PictureReview] = []
+        finished: list[Finished] = []
+        material = Material(logo=await self._logo(job))
+        for drawn in job.drawn.pictures:
+            review = known.get(drawn.index)
+            if review is None or not review.verdict.safe or not review.key:
+                raise FinishingFailed("cached_picture_gone", "an original is gone", retryable=False)
+            try:
+                raw = await self._fetch(review.key, drawn, timings)
+            except DrawAgain as exc:
+                raise FinishingFailed("cached_picture_gone", str(exc), retryable=False) from exc
+            await record(drawn.index, review.verdict, raw.sha256)
+            # The original stays the source's: this job has none to keep or to purge.
+            reviews.append(PictureReview(index=drawn.index, verdict=review.verdict, key=""))
+            reviewed = Reviewed(pixels=raw.pixels, verdict=review.verdict)
+            finished.append(await self._polish(job, drawn, reviewed, material, timings))
+        pictures = [picture for each in finished for picture in await self._publish(job, each, timings)]
+        return Outcome(
+            verdict=reviews[0].verdict,
+            pictures=tuple(pictures),
+            reviews=tuple(reviews),
+            quality=finished[0].signed.quality,
+            lossless=finished[0].signed.lossless,
+            timings=timings,
+        )
+
     async def tidy(self, job: Job) -> None:
         """After the commit: remove the worker's uploads, and files that are no part of what was committed."""
         outcome = job.outcome

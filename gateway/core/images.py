@@ -26,6 +26,8 @@ class State(StrEnum):
 OPEN = frozenset({State.QUEUED, State.RUNNING, State.FINISHING})
 #: States in which a cancel can still win: from `FINISHING` on the picture is paid for and is handed out.
 CANCELLABLE = frozenset({State.QUEUED, State.RUNNING})
+#: Seconds that a hit of the cache can be asked for.
+HANDLE_TTL = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +110,10 @@ class Drawing:
     """What to draw. ``prompt`` is the text as it was asked for, ``positive`` and ``negative`` what the model gets.
 
     ``n`` pictures are drawn; ``seed`` is the first one's, and picture *i* has ``seed + i``.
+
+    ``text`` and ``terms`` are the positive and the negative words of the caller alone, before anything optimised them;
+    ``asked`` names all that was asked for and decides the picture but the seed (see `caching.fingerprint`). All three
+    are empty in rows of before there was a cache.
     """
 
     prompt: str
@@ -126,6 +132,54 @@ class Drawing:
     optimized: bool = False
     loras: tuple[Lora, ...] = ()
     references: tuple[Reference, ...] = ()
+    text: str = ""
+    terms: tuple[str, ...] = ()
+    asked: str = ""
+    #: Whether the caller named the seed.
+    seeded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """What a job has from the cache: finished anew from the originals of the job ``gen_id``, and drawn by nobody.
+
+    ``similarity`` is of the words that were asked for and those of ``matched``, 1 when all that was asked is equal
+    (``exact``). ``prompt`` is the caller's own. ``saved`` are the seconds that the drawing took then.
+    """
+
+    gen_id: str
+    exact: bool
+    similarity: float
+    matched: str
+    prompt: str
+    saved: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """What the cache knows of a completed job: what it was asked for, and what it may stand for.
+
+    ``key`` is an opaque word for everything that was asked, of whom and under which ruleset version; ``scope`` one for
+    what must be equal before words are compared. ``forms`` are the guard's canonical forms of the words, by level.
+    ``pictures`` is how many of them may be handed out. ``vector`` holds little-endian 32-bit floats by the encoder of
+    the hash ``encoder``; None until somebody has embedded the words. ``number`` grows with each entry, 0 until stored.
+    """
+
+    gen_id: str
+    tenant: str
+    key: str
+    scope: str
+    text: str
+    forms: dict[str, str]
+    width: int
+    height: int
+    seed: int
+    pictures: int
+    created_at: float
+    expires_at: float | None = None
+    encoder: str = ""
+    vector: bytes | None = field(default=None, repr=False)
+    number: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -330,6 +384,9 @@ class Job:
     release: Release | None = None
     #: When it was taken away: from then on it is nobody's, whatever its state, and it is never drawn (again).
     deleted_at: float | None = None
+    #: The job whose originals it is finished from, and how it came to that; None for all that is drawn.
+    source: str | None = None
+    hit: Hit | None = None
 
     @property
     def open(self) -> bool:

@@ -90,7 +90,7 @@ class Polisher:
         delivery = job.delivery
         with timed(timings, "mark"):
             visible = self._marked(passed, self._visible(job, material))
-            marked = bound(visible, self._pixel_mark, mark_id(job.gen_id, drawn.index))
+            marked = bound(visible, self._pixel_mark, mark_id(drawn_by(job), drawn.index))
             reduced = coded(thumbnail(marked))
         with timed(timings, "encode"):
             options = EncodeOptions(format=delivery.format, quality=delivery.quality, lossless=delivery.lossless)  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ class Polisher:
     def _provenance(self, job: Job, material: Material) -> Provenance:
         asked, defaults = job.delivery.credentials, self._defaults
         return Provenance(
-            gen_id=job.gen_id,
+            gen_id=drawn_by(job),
             model=job.drawing.model,
             created=datetime.fromtimestamp(job.drawn_at or self._now(), UTC),
             claims=Claims(
@@ -161,6 +161,11 @@ class Polisher:
             sources=material.sources,
             prompt=job.drawing.prompt if self._tell_prompts else "",
         )
+
+
+def drawn_by(job: Job) -> str:
+    """The generation that drew a job's pictures: another one's for a hit of the cache."""
+    return job.source or job.gen_id
 
 
 def mark_id(gen_id: str, index: int) -> int:

@@ -9,7 +9,20 @@ from compliance.ledger import Link
 from compliance.picture import Raw, Signed
 from compliance.review import Context
 from compliance.verdict import Verdict
-from gateway.core.images import ApiKey, Appeal, Event, Job, Readiness, Record, Release, RenderOrder, Report, Slot, State
+from gateway.core.images import (
+    ApiKey,
+    Appeal,
+    Entry,
+    Event,
+    Job,
+    Readiness,
+    Record,
+    Release,
+    RenderOrder,
+    Report,
+    Slot,
+    State,
+)
 
 
 class Jobs(Protocol):
@@ -25,8 +38,8 @@ class Jobs(Protocol):
         """None for a deleted one, from the moment of its mark on."""
 
     async def page(self, tenant: str, *, limit: int, before: tuple[float, str] | None) -> list[Job]:
-        """The tenant's jobs but the deleted ones, newest first, older than ``before`` = (created_at, gen_id) of the
-        last one seen.
+        """The tenant's jobs but copies and deleted ones, newest first, older than ``before`` = (created_at, gen_id) of
+        the last one seen.
         """
 
     async def claim(self, gen_id: str, *, lease: str, now: float, until: float) -> Job | None:
@@ -68,12 +81,15 @@ class Deletions(Protocol):
     async def mark(self, gen_id: str, *, now: float) -> Job | None:
         """Take a job away, durable when it returns: nobody finds it any more.
 
-        If it is still `CANCELLABLE` it ends as cancelled, lease or not. None, and nothing written, when it is unknown
-        or was deleted before.
+        If it is still `CANCELLABLE` it ends as cancelled, lease or not, and its copies go with it. None, and nothing
+        written, when it is unknown or was deleted before.
         """
 
     async def expire(self, *, ended_before: float, now: float, limit: int) -> list[str]:
         """Take away some of the jobs that ended before a time; the ids of those that it took."""
+
+    async def expire_copies(self, *, created_before: float, now: float, limit: int) -> list[str]:
+        """Take away some of the ended copies that were made before a time; the ids of those that it took."""
 
     async def due(self, *, now: float, limit: int) -> list[str]:
         """Ids of deleted jobs that have ended, are not purged, and that nobody has in hand; newest deletion first."""
@@ -143,6 +159,46 @@ class Records(Protocol):
 
     async def forget(self, labels: Collection[str]) -> None:
         """Forget these records, where they are there."""
+
+
+class Entries(Protocol):
+    """What the cache knows of completed jobs, at most one entry for each."""
+
+    async def add(self, entry: Entry) -> None:
+        """Durable when it returns. One that is there already changes nothing."""
+
+    async def get(self, gen_id: str) -> Entry | None: ...
+
+    async def of_key(self, key: str, *, seed: int | None, now: float, limit: int) -> list[Entry]:
+        """Those of a key that have not expired, and of a seed if one is given, newest first."""
+
+    async def after(self, number: int, *, limit: int) -> list[Entry]:
+        """Entries in the order of their numbers. A number may become visible after a higher one."""
+
+    async def unindexed(self, index: str, *, limit: int) -> list[Entry]:
+        """Those that a shared index of this name has not got."""
+
+    async def indexed(self, gen_ids: Sequence[str], index: str) -> None:
+        """The shared index of this name has them now."""
+
+    async def embedded(self, gen_id: str, encoder: str, vector: bytes) -> None:
+        """Keep the vector of an entry's words."""
+
+    async def remove(self, gen_id: str) -> None: ...
+
+    async def expire(self, *, now: float, limit: int) -> list[str]:
+        """Remove some whose time is over; the ids of those."""
+
+    async def clear(self, tenant: str | None = None) -> list[str]:
+        """Remove all, or all of a tenant; their ids."""
+
+    async def missing(self, after: str, *, limit: int) -> tuple[str | None, list[Job]]:
+        """The completed jobs without an entry among the next few by ``gen_id``, and the last id that was looked at;
+        None for that at the end.
+        """
+
+    async def count(self) -> Mapping[str, int]:
+        """How many each tenant has."""
 
 
 class Keys(Protocol):
@@ -261,6 +317,21 @@ class Meter(Protocol):
         """``stamped`` as in `compliance.picture.Signed`."""
 
     def signing_failed(self, code: str) -> None: ...
+
+
+class CacheMeter(Protocol):
+    """Who counts what the cache is asked."""
+
+    def cache_hit(self, tier: str, seconds: float) -> None:
+        """``tier`` is exact or semantic, ``seconds`` are those that a worker need not draw."""
+
+    def cache_missed(self) -> None: ...
+
+    def cache_refused(self, count: int) -> None:
+        """So many were similar enough, and the guard refused them."""
+
+    def cache_failed(self, cause: str) -> None:
+        """It could not be asked, or not whole."""
 
 
 class Storage(Protocol):

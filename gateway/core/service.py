@@ -18,10 +18,12 @@ from compliance.review import Context
 from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
 from gateway.core.appeals import Appeals
+from gateway.core.caching import CacheWish, Caching, Found, fingerprint
 from gateway.core.catalog import Catalog, worn
 from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher, reference_key, signed_reference_key
 from gateway.core.images import (
+    HANDLE_TTL,
     Appeal,
     Caller,
     Delivery,
@@ -42,6 +44,7 @@ from gateway.core.safeguard import Safeguard
 from gateway.errors import (
     BackendRefused,
     BackendUnavailable,
+    CacheMiss,
     ComplianceUnavailable,
     JobNotFound,
     JobNotOpen,
@@ -91,6 +94,8 @@ class Wish:
     n: int = 1
     references: tuple[GivenReference, ...] = ()
     logo: GivenLogo | None = None
+    optimize: bool = False
+    cache: CacheWish | None = None
     notices: tuple[Notice, ...] = ()
 
 
@@ -115,10 +120,12 @@ class GenerationService:
         appeals: Appeals,
         deletion: Deletion,
         safeguard: Safeguard,
+        caching: Caching | None,
         policy: Policy,
         now: Callable[[], float],
         new_id: Callable[[], str] = new_gen_id,
     ) -> None:
+        """Without ``caching`` every look into the cache is a miss."""
         self.catalog = catalog
         self._jobs = jobs
         self._backend = backend
@@ -130,6 +137,7 @@ class GenerationService:
         self._appeals = appeals
         self._deletion = deletion
         self._safeguard = safeguard
+        self._caching = caching
         self._policy = policy
         self._now = now
         self._new_id = new_id
@@ -137,19 +145,24 @@ class GenerationService:
         self._recent: OrderedDict[tuple[str, str], tuple[float, Job | None]] = OrderedDict()
 
     async def submit(self, caller: Caller, wish: Wish) -> Job:
-        """Accept a job: gate, compose, write it down, hand it over.
+        """Accept a job: gate, look in the cache, compose, write it down, hand it over.
 
-        Raises `PromptBlocked`; `InvalidField` for a reference or a logo that is no picture, and `ReferenceBlocked`;
-        `ComplianceUnavailable`; `StorageUnavailable`; `BackendUnavailable` or `BackendRefused` when the backend did not
-        take it, and then the job has ended as failed and costs nothing.
+        Raises `PromptBlocked`; `CacheMiss` for a wish that wants nothing drawn; `InvalidField` for a reference or a
+        logo that is no picture, and `ReferenceBlocked`; `ComplianceUnavailable`; `StorageUnavailable`;
+        `BackendUnavailable` or `BackendRefused` when the backend did not take it, and then the job has ended as failed
+        and costs nothing.
         """
         drawing, delivery = self._compose(wish), replace(wish.delivery, tier=caller.tier)
         await self._refuse(caller, wish, drawing, delivery)
+        found = await self._look_up(caller, wish, drawing, delivery)
+        wish = replace(wish, notices=(*wish.notices, *found.notices))
         if wish.logo is not None:
             watermark = await self._logos.take(
                 caller, wish.logo, delivery, surface=wish.surface, request_id=wish.request_id
             )
             delivery = replace(delivery, watermark=watermark)
+        if found.source is not None:
+            return await self._copy(caller, wish, delivery, found)
         gen_id = self._new_id()
         drawing = replace(drawing, references=await self._take_in(caller, gen_id, wish, delivery))
         now = self._now()
@@ -176,6 +189,52 @@ class GenerationService:
             await self._advancer.end(job, lease, State.FAILED, Fault(code=exc.code))
             raise
 
+    async def _look_up(self, caller: Caller, wish: Wish, drawing: Drawing, delivery: Delivery) -> Found:
+        if wish.cache is None:
+            return Found()
+        if self._caching is None:
+            off = Notice(code="cache_off", field="use_cache", given="true", used="the cache is switched off here")
+            found = Found(notices=(off,))
+        else:
+            found = await self._caching.find(caller, wish.cache, drawing, delivery)
+        if found.source is None and wish.cache.only:
+            raise CacheMiss
+        return found
+
+    async def _copy(self, caller: Caller, wish: Wish, delivery: Delivery, found: Found) -> Job:
+        """A job that is drawn by nobody: what was drawn before is finished as this caller asks for it."""
+        source = found.source
+        assert source is not None and source.drawn is not None and wish.cache is not None
+        now = self._now()
+        pictures = tuple(picture for picture in source.drawn.pictures if picture.index in found.indexes)
+        job = Job(
+            gen_id=self._new_id(),
+            public_id=wish.cache.public_id,
+            surface=wish.surface,
+            tenant=caller.tenant,
+            key_id=caller.key_id,
+            request_id=wish.request_id,
+            drawing=replace(source.drawing, n=len(pictures)),
+            delivery=delivery,
+            created_at=now,
+            deadline_at=now + self._policy.job_ttl,
+            state=State.FINISHING,
+            notices=wish.notices,
+            step=source.total_steps,
+            total_steps=source.total_steps,
+            started_at=now,
+            drawn_at=source.drawn_at,
+            next_at=now,
+            drawn=replace(source.drawn, pictures=pictures),
+            source=source.gen_id,
+            hit=found.hit,
+        )
+        # Nobody's at once: whoever looks first may finish it.
+        await self._jobs.add(job, lease=secrets.token_hex(16), until=now)
+        log.info("job accepted", job=job.gen_id, id=job.public_id, tenant=job.tenant, source=job.source)
+        self._advancer.nudge(job.gen_id)
+        return job
+
     @property
     def rulesets(self) -> Mapping[str, str]:
         """The rulesets that a caller may name, each with its version."""
@@ -185,6 +244,8 @@ class GenerationService:
         """The caller's job, as it stands. Raises `JobNotFound`, the same for an unknown id and for another tenant's."""
         job = await self._find(surface, public_id)
         if job is None or job.tenant != caller.tenant:
+            raise JobNotFound
+        if job.source is not None and self._now() >= job.created_at + HANDLE_TTL:
             raise JobNotFound
         return job
 
@@ -362,7 +423,7 @@ class GenerationService:
         model = self.catalog.models[wish.model]
         style = model.styles.get(wish.style)
         character = self.catalog.characters.get(wish.character)
-        return Drawing(
+        drawing = Drawing(
             prompt=wish.prompt,
             positive=prompts.compose_positive(
                 trigger=character.trigger if character else "",
@@ -388,7 +449,11 @@ class GenerationService:
             guidance=wish.guidance if wish.guidance is not None else model.guidance,
             n=wish.n,
             loras=worn(character, style),
+            text=wish.text,
+            terms=(*wish.negatives, *filter(None, wish.explicit_negative.split(", "))),
+            seeded=wish.seed is not None,
         )
+        return replace(drawing, asked=fingerprint(drawing, optimize=wish.optimize))
 
 
 def _remembered(job: Job) -> float:

@@ -90,6 +90,20 @@ class Fields:
             self.note("coerced", name, clamped)
         return clamped
 
+    def words(self, name: str, options: Collection[str]) -> list[str]:
+        """A list of some of the options; others are left out. Raises `InvalidField` for what is no list of strings."""
+        value = self._body.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise InvalidField(
+                self._place + name, "must be a list of strings", fix=f'Send "{name}" as some of {sorted(options)}.'
+            )
+        known = [item for item in value if item in options]
+        if len(known) != len(value):
+            self.note("fallback", name, known)
+        return known
+
     def objects(self, name: str, most: int) -> list[Fields]:
         """A list of objects, each to be read like a request; their notices land here. Raises `InvalidField`."""
         value = self._body.get(name)

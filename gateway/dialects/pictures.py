@@ -27,7 +27,7 @@ from gateway.errors import (
     Unavailable,
 )
 
-_PUBLIC = re.compile(r"run_[A-Za-z0-9_-]{1,128}")
+_PUBLIC = re.compile(r"run_[A-Za-z0-9_-]{1,128}|cache_[0-9a-f]{32}")
 _GEN_ID = re.compile(r"[a-z0-9]{20}")
 _INDEX = re.compile(r"[0-9]{1,3}")
 _TYPES = ("signed", "thumbnail")

@@ -12,7 +12,7 @@ from gateway.jobs.rows import FIELDS, decode, encode
 from gateway.jobs.tables import jobs
 
 #: `put_away` writes these: what there was to know of the pictures and of the caller's words.
-_WORDS = ("drawing", "delivery", "notices", "drawn", "outcome", "release")
+_WORDS = ("drawing", "delivery", "notices", "drawn", "outcome", "release", "hit")
 
 
 class SqlDeletions:
@@ -23,11 +23,15 @@ class SqlDeletions:
 
     async def mark(self, gen_id: str, *, now: float) -> Job | None:
         rows = await self._database.write(_MARK, {"id": gen_id, "now": now})
-        return decode(rows[0]) if rows else None
+        return next((job for job in map(decode, rows) if job.gen_id == gen_id), None)
 
     async def expire(self, *, ended_before: float, now: float, limit: int) -> list[str]:
         values = {"before": ended_before, "now": now, "most": limit}
         return [row[0] for row in await self._database.write(_EXPIRE, values)]
+
+    async def expire_copies(self, *, created_before: float, now: float, limit: int) -> list[str]:
+        values = {"before": created_before, "now": now, "most": limit}
+        return [row[0] for row in await self._database.write(_EXPIRE_COPIES, values)]
 
     async def due(self, *, now: float, limit: int) -> list[str]:
         return [row[0] for row in await self._database.read(_DUE, {"now": now, "most": limit})]
@@ -65,9 +69,10 @@ _NOBODYS: dict[str, Any] = {"lease": null(), "lease_until": null()}
 _CANCELS = or_(*(jobs.c.state == state.value for state in sorted(CANCELLABLE)))
 # Whoever finishes it goes on: what the review says of a picture counts, deleted or not.
 _GOES_ON = jobs.c.state == State.FINISHING.value
+# With the copies that were made from its originals.
 _MARK = (
     update(jobs)
-    .where(_ID, _THERE)
+    .where(or_(_ID, jobs.c.source == bindparam("id")), _THERE)
     .values(
         deleted_at=bindparam("now"),
         state=case((_CANCELS, State.CANCELLED.value), else_=jobs.c.state),
@@ -95,6 +100,17 @@ _OLD = (
 _EXPIRE = (
     update(jobs)
     .where(jobs.c.gen_id.in_(_OLD), _THERE, _ENDED)
+    .values(deleted_at=bindparam("now"), next_at=bindparam("now"), tries=0, **_NOBODYS)
+    .returning(jobs.c.gen_id)
+)
+_OLD_COPIES = (
+    select(jobs.c.gen_id)
+    .where(jobs.c.source.is_not(None), jobs.c.created_at <= bindparam("before"), _THERE, _ENDED)
+    .limit(bindparam("most"))
+)
+_EXPIRE_COPIES = (
+    update(jobs)
+    .where(jobs.c.gen_id.in_(_OLD_COPIES), _THERE, _ENDED)
     .values(deleted_at=bindparam("now"), next_at=bindparam("now"), tries=0, **_NOBODYS)
     .returning(jobs.c.gen_id)
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gateway.core.images import Delivery, Drawing, Drawn, Fault, Job, Notice, Outcome, Release, State
+from gateway.core.images import Delivery, Drawing, Drawn, Fault, Hit, Job, Notice, Outcome, Release, State
 from gateway.jobs.tables import jobs
 
 _VALUES: dict[str, TypeAdapter[Any]] = {
@@ -22,6 +22,7 @@ _VALUES: dict[str, TypeAdapter[Any]] = {
     "outcome": TypeAdapter(Outcome),
     "fault": TypeAdapter(Fault),
     "release": TypeAdapter(Release),
+    "hit": TypeAdapter(Hit),
 }
 #: Pixels that travelled inline belong into the storage, never into a row.
 _LEFT_OUT: dict[str, Any] = {"drawn": {"pictures": {"__all__": {"data"}}}}
@@ -34,7 +35,7 @@ FIELDS = tuple(column.name for column in jobs.columns if column.name not in _NOT
 FIXED = frozenset(
     {
         *("gen_id", "public_id", "surface", "tenant", "key_id", "request_id"),
-        *("created_at", "drawing", "delivery", "deleted_at"),
+        *("created_at", "drawing", "delivery", "deleted_at", "source"),
     }
 )
 CHANGING = tuple(name for name in FIELDS if name not in FIXED)

@@ -47,7 +47,7 @@ class SqlJobs:
         return bool(await self._database.write(_RENEW, {"id": gen_id, "holder": lease, "until": until}))
 
     async def save(self, job: Job, *, lease: str, release: bool) -> bool:
-        """All but the ids, the owner, ``created_at``, ``drawing`` and ``delivery``, which never change.
+        """All but the ids, the owner, ``created_at``, ``drawing``, ``delivery`` and ``source``, which never change.
 
         A job that was deleted while it was being finished is not queued again: that is as if the lease were lost.
         """
@@ -98,7 +98,7 @@ _GET = select(*_JOB).where(_ID)
 _FIND = select(*_JOB).where(jobs.c.surface == bindparam("on"), jobs.c.public_id == bindparam("id"), _THERE)
 _NEWEST = (
     select(*_JOB)
-    .where(jobs.c.tenant == bindparam("of"), _THERE)
+    .where(jobs.c.tenant == bindparam("of"), _THERE, jobs.c.source.is_(None))
     .order_by(jobs.c.created_at.desc(), jobs.c.gen_id.desc())
     .limit(bindparam("most"))
 )

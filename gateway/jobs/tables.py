@@ -46,6 +46,9 @@ jobs = Table(
     # When the caller, or the end of its time, took it away; its files go after.
     Column("deleted_at", Double),
     Column("purged_at", Double),
+    # Of a job that was finished from another's originals: which one's, and how it came to that.
+    Column("source", Text),
+    Column("hit", Text),
     # `find`: an id is unique on its surface.
     Index("ix_jobs_surface_public_id", "surface", "public_id", unique=True),
     # `page`: walked backwards from the cursor.
@@ -59,6 +62,42 @@ jobs = Table(
         sqlite_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
         postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL"),
     ),
+    # The copies of a job go with it, and all of them when their hour is over.
+    Index(
+        "ix_jobs_source_created_at",
+        "source",
+        "created_at",
+        sqlite_where=text("source IS NOT NULL"),
+        postgresql_where=text("source IS NOT NULL"),
+    ),
+)
+
+#: What the cache knows of completed jobs. ``number`` grows with each row, for indexes that follow.
+cache_entries = Table(
+    "cache_entries",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("gen_id", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("forms", Text, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("pictures", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("encoder", Text, nullable=False),
+    Column("vector", LargeBinary),
+    # The shared index that has it.
+    Column("indexed", Text, nullable=False),
+    Index("ix_cache_entries_gen_id", "gen_id", unique=True),
+    Index("ix_cache_entries_key_number", "key", "number"),
+    Index("ix_cache_entries_indexed_number", "indexed", "number"),
+    Index("ix_cache_entries_expires_at", "expires_at"),
+    sqlite_autoincrement=True,
 )
 
 #: Manifests, and what is left of them in the pixels. ``number`` grows with each row, for readers that follow.

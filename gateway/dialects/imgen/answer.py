@@ -27,6 +27,32 @@ STATUS: dict[State, str] = {
 }
 
 
+def accepted(job: Job) -> dict[str, Any]:
+    """What ``generate`` answers. For a hit of the cache the prompt is the caller's and ``gen_id`` the generation that
+    was found (resolution I23).
+    """
+    return {
+        "id": job.public_id,
+        "prompt": job.hit.prompt if job.hit else job.drawing.prompt,
+        "model": job.drawing.model,
+        "format": job.delivery.format,
+        "gen_id": job.source or job.gen_id,
+        **from_cache(job),
+        **_likeness(job),
+        **warnings(job.notices),
+    }
+
+
+def from_cache(job: Job) -> dict[str, Any]:
+    """``cache: true`` for a hit; nothing for what was drawn."""
+    return {"cache": True} if job.source else {}
+
+
+def _likeness(job: Job) -> dict[str, Any]:
+    """How like what was found is to what was asked for."""
+    return {"similarity": job.hit.similarity, "matched_prompt": job.hit.matched} if job.hit else {}
+
+
 def meta(job: Job, link: Link) -> dict[str, Any]:
     """Everything about a completed job, with fresh addresses of its pictures."""
     drawing, delivery, outcome = job.drawing, job.delivery, job.outcome
@@ -54,7 +80,7 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
     first = seeds.get(delivered.index, drawing.seed + delivered.index)
     return {
         "id": job.public_id,
-        "gen_id": job.gen_id,
+        "gen_id": job.source or job.gen_id,
         "time": iso(job.finished_at or job.created_at),
         "prompt": drawing.prompt,
         "positive": drawing.positive,
@@ -90,6 +116,7 @@ def meta(job: Job, link: Link) -> dict[str, Any]:
         "created_at": iso(job.created_at),
         "timings": _timings(job),
         "request_id": job.request_id,
+        **({**from_cache(job), "requested_prompt": job.hit.prompt, **_likeness(job)} if job.hit else {}),
         **warnings([*job.notices, *_of_the_worker(job), *_unstamped(outcome)]),
     }
 
@@ -166,7 +193,9 @@ def warnings(notices: Sequence[Notice]) -> dict[str, Any]:
 def _timings(job: Job) -> dict[str, float]:
     """Seconds per phase of this job's life."""
     assert job.outcome is not None and job.drawn is not None
-    started, drawn = job.started_at or job.created_at, job.drawn_at or job.created_at
+    started = job.started_at or job.created_at
+    # Of a hit this is when its original was drawn.
+    drawn = max(job.drawn_at or job.created_at, job.created_at)
     phases = {
         "queued": started - job.created_at,
         "drawing": drawn - started,

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.core.access import Access
-from gateway.core.images import Caller, State
+from gateway.core.images import Caller, Job, State
 from gateway.core.service import GenerationService
 from gateway.dialects.base import Json, fault, iso, read_object
 from gateway.dialects.fields import Fields
 from gateway.dialects.imgen import answer
-from gateway.dialects.imgen.request import FORMATS, PICTURES, SIZES, RequestReader, job_id, read_cursor
+from gateway.dialects.imgen.request import FORMATS, PICTURES, SIZES, RequestReader, is_hit, job_id, read_cursor
 from gateway.errors import (
     AccessDenied,
     AppealDecided,
@@ -26,8 +26,9 @@ from gateway.errors import (
     BackendUnavailable,
     BadRequest,
     BodyTooLarge,
-    CacheMiss,
+    CachedResultNotFound,
     GatewayError,
+    JobNotFound,
     JobNotOpen,
     MethodNotAllowed,
     MissingAction,
@@ -164,25 +165,16 @@ class ImgenDialect:
             wish = await anyio.to_thread.run_sync(self._reader.wish, fields, request_id)
         else:
             wish = self._reader.wish(fields, request_id)
-        if fields.flag("cache_only"):
-            raise CacheMiss
         job = await self._service.submit(caller, wish)
-        return {
-            "id": job.public_id,
-            "prompt": job.drawing.prompt,
-            "model": job.drawing.model,
-            "format": job.delivery.format,
-            "gen_id": job.gen_id,
-            **answer.warnings(job.notices),
-        }
+        return answer.accepted(job)
 
     async def _status(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
-        job = await self._service.find(caller, "imgen", job_id(body))
+        job = await self._job(caller, body)
         status: dict[str, Any] = {"status": answer.STATUS[job.state]}
         unsafe = partial(self._service.unsafe_link, caller, job)
         match job.state:
             case State.COMPLETED:
-                safe = {"compliance": "safe", "meta": answer.meta(job, self._service.link)}
+                safe = {"compliance": "safe", "meta": answer.meta(job, self._service.link), **answer.from_cache(job)}
                 return status | safe | answer.blocked_pictures(job, unsafe)
             case State.BLOCKED:
                 return status | answer.blocked(job, unsafe)
@@ -193,6 +185,16 @@ class ImgenDialect:
             case _:
                 code = job.fault.code if job.fault else "failed"
                 return status | {"error": "Generation failed", "code": code, "request_id": job.request_id}
+
+    async def _job(self, caller: Caller, body: dict[str, Any]) -> Job:
+        """The job of a request. Raises `CachedResultNotFound` for a hit that is unknown here or whose hour is over."""
+        wanted = job_id(body)
+        try:
+            return await self._service.find(caller, "imgen", wanted)
+        except JobNotFound as exc:
+            if is_hit(wanted):
+                raise CachedResultNotFound from exc
+            raise
 
     async def _cancel(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         job = await self._service.cancel(caller, "imgen", job_id(body))

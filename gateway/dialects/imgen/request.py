@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.core import prompts
+from gateway.core.caching import MATCHES, CacheWish
 from gateway.core.catalog import Catalog
 from gateway.core.images import Credentials, Delivery, Notice
 from gateway.core.logos import MOST_BYTES, POSITIONS, GivenLogo
 from gateway.core.references import GivenReference
 from gateway.core.service import SEEDS, Wish
 from gateway.dialects.fields import Fields
-from gateway.errors import BadId, CachedResultNotFound, InvalidCharacter, InvalidField, PromptRequired, PromptTooLong
+from gateway.errors import BadId, InvalidCharacter, InvalidField, PromptRequired, PromptTooLong
 
 PROMPT_LIMIT = 4000
 PRECOMPLIANCE_LIMIT = 2000
@@ -91,8 +92,9 @@ class RequestReader:
             n=n,
             references=_references(fields),
             logo=_logo(fields),
+            optimize=fields.flag("optimize"),
+            cache=_cache(fields),
         )
-        _without_effect(fields)
         return replace(wish, notices=tuple(fields.notices))
 
     def _model(self, fields: Fields) -> str:
@@ -151,11 +153,14 @@ class RequestReader:
 def job_id(body: Mapping[str, Any]) -> str:
     """The job id of a request. ``prompt`` and ``model`` beside it are not read: the job's row is the truth (I24)."""
     value = body.get("id")
-    if isinstance(value, str) and _RUN.fullmatch(value):
+    if isinstance(value, str) and (_RUN.fullmatch(value) or is_hit(value)):
         return value
-    if isinstance(value, str) and _CACHE.fullmatch(value):
-        raise CachedResultNotFound
     raise BadId
+
+
+def is_hit(public_id: str) -> bool:
+    """Whether an id is one that a hit of the cache gets."""
+    return bool(_CACHE.fullmatch(public_id))
 
 
 def _size(fields: Fields) -> tuple[int, int]:
@@ -250,12 +255,16 @@ def _whole(fields: Fields, name: str, least: int, most: int, default: int) -> in
     return default if number is None else number
 
 
-def _without_effect(fields: Fields) -> None:
-    """Fields whose feature this version lacks: checked like all others, then answered with a warning."""
-    fields.integer("cache_pick", 1, 10, default=5)
-    asked = [name for name in ("optimize", "use_cache", "cache_force") if fields.flag(name)]
-    for name in asked:
-        fields.notices.append(Notice(code="no_effect", field=name, given=name, used="not available in this version"))
+def _cache(fields: Fields) -> CacheWish | None:
+    """What is wanted of the cache; None when it is not to be looked at (resolutions I14 to I18)."""
+    wanted, only, force = fields.flag("use_cache"), fields.flag("cache_only"), fields.flag("cache_force")
+    pick = fields.integer("cache_pick", 1, 10, default=5) or 5
+    match = frozenset(fields.words("cache_match", MATCHES))
+    if only and not wanted:
+        fields.note("implied", "cache_only", "use_cache: true")
+    if not (wanted or only):
+        return None
+    return CacheWish(public_id=f"cache_{secrets.token_hex(16)}", only=only, force=force, pick=pick, match=match)
 
 
 def read_cursor(text: str) -> tuple[float, str] | None:

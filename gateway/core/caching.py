@@ -1,0 +1,410 @@
+"""The semantic cache: which completed job's originals may stand for what is asked now.
+
+Two tiers. *Exact*: everything that was asked is equal; one look-up in the table of entries. *Semantic*: similarity
+proposes among the jobs of one scope, the guard disposes (see `cache.guard`). Whatever an index says, the rows of the
+job store decide: only a completed job of the same tenant that is not deleted, and that was cleared under the same
+ruleset and version for the same tier, is ever a hit. Nothing here fails a request: what does not answer is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import anyio
+import orjson
+import structlog
+
+from cache.encoder import Encoder, Vector
+from cache.errors import CacheError
+from cache.guard import LEVELS, Level, form
+from cache.index import Near
+from gateway.core import prompts
+from gateway.core.embedding import Embedder
+from gateway.core.images import Caller, Delivery, Drawing, Entry, Hit, Job, Notice, PictureReview, State
+from gateway.core.ports import CacheMeter, Compliance, Entries, Jobs
+from gateway.errors import CacheUnavailable, Unavailable
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Points that one look takes from the index.
+PROPOSED = 64
+#: Entries of one key that are looked at: the newest.
+_OF_KEY = 16
+#: Seconds without a question to an index that did not answer.
+REST = 5.0
+#: What a caller may ask to be equal too, beyond the scope.
+MATCHES = ("dimensions", "negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheWish:
+    """What a caller wants of the cache. ``pick`` is the size of the pool that one is chosen from by chance."""
+
+    public_id: str
+    only: bool = False
+    force: bool = False
+    pick: int = 5
+    match: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachePolicy:
+    """The settings of the same names."""
+
+    cache_guard: Level = "ordered"
+    cache_floor: float = 0.95
+    cache_force_floor: float = 0.0
+    cache_timeout: float = 0.5
+    cache_days: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A job whose originals may be handed out anew, those of its pictures that will be, and why; or what was amiss."""
+
+    source: Job | None = None
+    indexes: tuple[int, ...] = ()
+    hit: Hit | None = None
+    notices: tuple[Notice, ...] = ()
+
+
+class Caching:
+    """Looks jobs up and writes them down. `gateway.core.cache_feed` keeps the index up to date."""
+
+    def __init__(
+        self,
+        *,
+        entries: Entries,
+        jobs: Jobs,
+        embedder: Embedder,
+        compliance: Compliance,
+        policy: CachePolicy,
+        meter: CacheMeter,
+        now: Callable[[], float],
+        shared: bool = False,
+        chance: random.Random | None = None,
+    ) -> None:
+        """``shared`` says that other replicas use the index too, so that it outlives this process."""
+        self._entries = entries
+        self._jobs = jobs
+        self._embedder = embedder
+        self._compliance = compliance
+        self._policy = policy
+        self._meter = meter
+        self._now = now
+        self._shared = shared
+        self._chance = chance or random.SystemRandom()
+        self._rests_until = 0.0
+        #: Called when there is something new to index.
+        self.on_new: Callable[[], None] = lambda: None
+
+    async def find(self, caller: Caller, wish: CacheWish, drawing: Drawing, delivery: Delivery) -> Found:
+        """A hit, or none; in both cases with what the caller must know. Never raises for the cache's own faults.
+
+        The drawing is the one that would be drawn, before anything optimises its prompt.
+        """
+        if drawing.references:
+            return Found(notices=(_notice("cache_skipped", "requests with references are always drawn"),))
+        ask = _Ask(
+            caller=caller,
+            wish=wish,
+            drawing=drawing,
+            delivery=delivery,
+            version=self._compliance.rulesets.get(delivery.ruleset, ""),
+        )
+        try:
+            found = await self._exact(ask) or await self._semantic(ask)
+        except Unavailable as exc:
+            log.warning("cache not asked", code=exc.code, error=exc.message)
+            return self._missed("store", Found(notices=(_notice("cache_unavailable", "the job store did not answer"),)))
+        if found.hit is None:
+            self._meter.cache_missed()
+        else:
+            self._meter.cache_hit("exact" if found.hit.exact else "semantic", found.hit.saved)
+            log.info("cache hit", job=found.hit.gen_id, exact=found.hit.exact, similarity=found.hit.similarity)
+        return found
+
+    async def remember(self, job: Job) -> None:
+        """Write down a job that is about to be completed. Best effort: what is missing is filled in later."""
+        entry = entry_of(job, self._policy.cache_days)
+        if entry is None:
+            return
+        try:
+            await self._entries.add(entry)
+        except Unavailable as exc:
+            log.warning("cache not written", job=job.gen_id, error=exc.message)
+            return
+        self.on_new()
+
+    async def forget(self, gen_id: str) -> None:
+        """Take a job out of the cache. Raises `StoreUnavailable`, and `CacheUnavailable` for an index that is away."""
+        await self._entries.remove(gen_id)
+        if self._embedder.index is None:
+            if self._shared:
+                raise CacheUnavailable
+            return
+        try:
+            await self._embedder.index.remove([gen_id])
+        except CacheError as exc:
+            raise CacheUnavailable from exc
+
+    # The tiers
+
+    async def _exact(self, ask: _Ask) -> Found | None:
+        if ask.wish.force:
+            return None  # the whole scope is the pool, by the caller's own wish
+        asked = await self._entries.of_key(ask.key, seed=ask.seed, now=self._now(), limit=_OF_KEY)
+        pool = [each for each in asked if each.pictures >= ask.drawing.n][: ask.wish.pick]
+        return await self._first([(each.gen_id, 1.0) for each in ask.shuffled(pool, self._chance)], ask, exact=True)
+
+    async def _semantic(self, ask: _Ask) -> Found:
+        if not ask.drawing.text:
+            return Found()
+        if self._now() < self._rests_until:
+            return self._missed("resting", _UNANSWERED)
+        try:
+            with anyio.fail_after(self._policy.cache_timeout):
+                encoder, vector = await self._embedder.embed(ask.drawing.text)
+                near = await self._propose(ask, encoder, vector)
+        except (CacheError, TimeoutError) as exc:
+            if self._embedder.encoder is not None:
+                self._rests_until = self._now() + REST
+            log.warning("cache not asked", error=str(exc) or type(exc).__name__)
+            return self._missed("timeout" if isinstance(exc, TimeoutError) else "error", _UNANSWERED)
+        same_size = [each for each in near if each.forms.get("dimensions") == ask.forms["dimensions"]]
+        pool = (same_size or near)[: ask.wish.pick]
+        chosen = [(each.id, min(each.similarity, 1.0)) for each in ask.shuffled(pool, self._chance)]
+        return await self._first(chosen, ask, exact=False) or Found()
+
+    async def _propose(self, ask: _Ask, encoder: Encoder, vector: Vector) -> list[Near]:
+        """What may stand for the words, the nearest first: above the floor, and passed by the guard."""
+        policy, wish = self._policy, ask.wish
+        level: Level = "off" if wish.force else policy.cache_guard
+        floor = policy.cache_force_floor if wish.force else policy.cache_floor
+
+        index = self._embedder.index
+        assert index is not None
+
+        async def search(form: tuple[str, str] | None) -> list[Near]:
+            return await index.search(
+                vector,
+                scope=index_scope(ask.scope, encoder),
+                floor=floor,
+                limit=PROPOSED,
+                now=self._now(),
+                form=form,
+            )
+
+        proposed = await search(None)
+        passed = [each for each in proposed if level == "off" or each.forms.get(level) == ask.forms[level]]
+        self._meter.cache_refused(len(proposed) - len(passed))
+        if level != "off" and len(proposed) == PROPOSED and len(passed) < wish.pick:
+            # Near misses may have taken all places.
+            passed = await search((level, ask.forms[level]))
+        return [
+            each
+            for each in passed
+            if int(each.forms.get("pictures", 1)) >= ask.drawing.n
+            and all(each.forms.get(name) == ask.forms[name] for name in wish.match)
+        ]
+
+    async def _first(self, chosen: Sequence[tuple[str, float]], ask: _Ask, *, exact: bool) -> Found | None:
+        """The first of these that may really be handed out."""
+        for gen_id, similarity in chosen:
+            job = await self._jobs.get(gen_id)
+            indexes = handed_out(job) if job is not None and self._may(job, ask) else ()
+            if job is None or len(indexes) < ask.drawing.n:
+                await self._doubt(gen_id, job)
+                continue
+            return Found(
+                source=job,
+                indexes=indexes[: ask.drawing.n],
+                hit=Hit(
+                    gen_id=gen_id,
+                    exact=exact,
+                    similarity=round(similarity, 4),
+                    matched=job.drawing.prompt,
+                    prompt=ask.drawing.prompt,
+                    saved=seconds_of(job),
+                ),
+                notices=_other_size(job, ask.drawing),
+            )
+        return None
+
+    def _may(self, job: Job, ask: _Ask) -> bool:
+        """Whether the row says what the entry said, and whether it is still true."""
+        entry = entry_of(job, 0)
+        return entry is not None and job.state is State.COMPLETED and entry.scope == ask.scope
+
+    async def _doubt(self, gen_id: str, job: Job | None) -> None:
+        """Forget what points at nothing any more. An open job may yet be completed."""
+        if job is not None and (job.open or (job.state is State.COMPLETED and entry_of(job, 0) is not None)):
+            return
+        try:
+            await self.forget(gen_id)
+        except Unavailable as exc:
+            log.warning("cache not tidied", job=gen_id, error=exc.message)
+
+    def _missed(self, cause: str, found: Found) -> Found:
+        self._meter.cache_failed(cause)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ask:
+    """One question, with the words by which it is looked up."""
+
+    caller: Caller
+    wish: CacheWish
+    drawing: Drawing
+    delivery: Delivery
+    version: str
+    key: str = field(init=False)
+    scope: str = field(init=False)
+    forms: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        of = (self.caller.tenant, self.caller.tier, self.delivery.ruleset, self.version)
+        object.__setattr__(self, "key", key_of(self.drawing.asked, *of))
+        object.__setattr__(self, "scope", scope_of(self.drawing, *of))
+        object.__setattr__(self, "forms", forms_of(self.drawing))
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that was asked for, None where chance chose it."""
+        return self.drawing.seed if self.drawing.seeded else None
+
+    def shuffled(self, pool: Sequence[T], chance: random.Random) -> list[T]:
+        """In an order by chance; the same one each time for a caller who names a seed (resolution I17)."""
+        by = random.Random(f"{self.drawing.seed}") if self.drawing.seeded else chance
+        return by.sample(pool, len(pool))
+
+
+# What an entry says
+
+
+def entry_of(job: Job, days: float) -> Entry | None:
+    """What the cache may know of a finished job that is or is about to be completed; None if it must not know it.
+
+    Not of what a person let go, nor of what was drawn with references, nor of what is a copy itself.
+    """
+    drawing, outcome = job.drawing, job.outcome
+    if outcome is None or job.drawn is None or job.source or job.release or job.deleted_at is not None:
+        return None
+    pictures = handed_out(job)
+    if not pictures or drawing.references or not drawing.prompt:
+        return None
+    verdict = outcome.verdict
+    of = (job.tenant, job.delivery.tier, verdict.ruleset, verdict.ruleset_version)
+    return Entry(
+        gen_id=job.gen_id,
+        tenant=job.tenant,
+        key=key_of(drawing.asked or fingerprint(drawing, optimize=False), *of),
+        scope=scope_of(drawing, *of),
+        text=words_of(drawing)[0],
+        forms=forms_of(drawing),
+        width=drawing.width,
+        height=drawing.height,
+        seed=drawing.seed,
+        pictures=len(pictures),
+        created_at=job.created_at,
+        expires_at=job.created_at + days * 86_400 if days else None,
+    )
+
+
+def handed_out(job: Job) -> tuple[int, ...]:
+    """The indexes of a job's pictures that a review cleared, that were handed out, and whose originals are there."""
+    if job.outcome is None:
+        return ()
+    out = {picture.index for picture in job.outcome.pictures if picture.type == "signed"}
+    return tuple(review.index for review in job.outcome.each if review.index in out and _clear(review))
+
+
+def _clear(review: PictureReview) -> bool:
+    return review.verdict.safe and bool(review.key)
+
+
+def fingerprint(drawing: Drawing, *, optimize: bool) -> str:
+    """Everything that was asked for and decides the picture, but the seed, as 32 hex digits.
+
+    Of a drawing as it was composed, before anything optimised its prompt: a changed catalogue is another picture.
+    """
+    asked = (
+        drawing.worker_model,
+        drawing.model,
+        drawing.style,
+        drawing.character,
+        drawing.positive,
+        drawing.negative,
+        drawing.width,
+        drawing.height,
+        drawing.steps,
+        drawing.guidance,
+        drawing.n,
+        [(lora.name, lora.strength) for lora in drawing.loras],
+        optimize,
+    )
+    return _word("asked", *asked)
+
+
+def key_of(asked: str, tenant: str, tier: str, ruleset: str, version: str) -> str:
+    return _word("key", asked, tenant, tier, ruleset, version)
+
+
+def scope_of(drawing: Drawing, tenant: str, tier: str, ruleset: str, version: str) -> str:
+    """What must be equal before words are compared (resolutions I8, I19, I20). The tier, for rules may spare one."""
+    of = (drawing.worker_model, drawing.model, drawing.style, drawing.character)
+    return _word("scope", *of, tenant, tier, ruleset, version)
+
+
+def index_scope(scope: str, encoder: Encoder) -> str:
+    """Vectors of two encoders never meet."""
+    return f"{scope}.{encoder.hash}"
+
+
+def words_of(drawing: Drawing) -> tuple[str, tuple[str, ...]]:
+    """The caller's positive words and negative terms, before anything optimised them."""
+    if drawing.asked:
+        return drawing.text, drawing.terms
+    # Of before there was a cache: what was left out was not kept apart from what the catalogue adds.
+    negative = tuple(term for term in map(prompts.clean, drawing.negative.split(",")) if term)
+    return prompts.parse(drawing.prompt).positive, negative
+
+
+def forms_of(drawing: Drawing) -> dict[str, str]:
+    """The words' canonical form at each level of the guard, and what a caller may ask to be equal too."""
+    text, terms = words_of(drawing)
+    forms = {level: _word(level, form(text, terms, level)) for level in LEVELS if level != "off"}
+    return forms | {
+        "dimensions": f"{drawing.width}x{drawing.height}",
+        "negative": _word("negative", sorted(term.lower() for term in terms)),
+    }
+
+
+def seconds_of(job: Job) -> float:
+    """How long the worker was at it."""
+    if job.drawn_at is None or job.started_at is None:
+        return 0.0
+    return round(max(job.drawn_at - job.started_at, 0.0), 3)
+
+
+def _word(kind: str, *parts: object) -> str:
+    return hashlib.sha256(orjson.dumps([kind, *parts])).hexdigest()[:32]
+
+
+def _other_size(job: Job, drawing: Drawing) -> tuple[Notice, ...]:
+    have, want = f"{job.drawing.width}x{job.drawing.height}", f"{drawing.width}x{drawing.height}"
+    return (Notice(code="cache_size", field="width,height", given=want, used=have),) if have != want else ()
+
+
+def _notice(code: str, used: str) -> Notice:
+    return Notice(code=code, field="use_cache", given="true", used=used)
+
+
+_UNANSWERED = Found(notices=(_notice("cache_unavailable", "only equal requests were looked for"),))
