@@ -18,6 +18,7 @@ x GatewayError
   x Unavailable               somebody behind us does not answer; the job survives
     + BackendUnavailable, StorageUnavailable, StoreUnavailable, ComplianceUnavailable, NotifierUnavailable
   + BackendRefused            the GPU backend refused the job for good
+  + EnhancementFailed         the language model did not give a better prompt
   + FinishingFailed           a drawn picture could not be reviewed, encoded or signed
   + CatalogError, SettingsError   stop the start, never a request
   + InternalError
@@ -320,6 +321,14 @@ class BackendRefused(GatewayError):
     """Generation failed"""
 
     code = "backend_refused"
+
+
+class EnhancementFailed(GatewayError):
+    """Enhancement failed"""
+
+    code = "enhancement_failed"
+    fix = "Send the request again in a few seconds, or use the prompt as it is."
+    retryable = True
 
 
 class FinishingFailed(GatewayError):
