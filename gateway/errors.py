@@ -19,6 +19,7 @@ x GatewayError
     + BackendUnavailable, StorageUnavailable, StoreUnavailable, ComplianceUnavailable, NotifierUnavailable,
       CacheUnavailable
   + BackendRefused            the GPU backend refused the job for good
+  + EnhancementFailed         the language model did not give a better prompt
   + FinishingFailed           a drawn picture could not be reviewed, encoded or signed
   + CatalogError, SettingsError   stop the start, never a request
   + InternalError
@@ -327,6 +328,14 @@ class BackendRefused(GatewayError):
     """Generation failed"""
 
     code = "backend_refused"
+
+
+class EnhancementFailed(GatewayError):
+    """Enhancement failed"""
+
+    code = "enhancement_failed"
+    fix = "Send the request again in a few seconds, or use the prompt as it is."
+    retryable = True
 
 
 class FinishingFailed(GatewayError):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,6 +25,18 @@ def _http_url(value: str) -> str:
     if value and not value.startswith(("http://", "https://")):
         raise ValueError("must start with http:// or https://")
     return value.rstrip("/")
+
+
+def _service(value: str) -> str:
+    """A whole address with no secret in it: this one goes to an SDK that would only find out at the first call."""
+    if not value:
+        return value
+    address = urlsplit(value)
+    if not address.hostname or address.port == 0:
+        raise ValueError("must name a host, as in https://api.example.com/v1")
+    if address.username is not None or address.password is not None:
+        raise ValueError("must have no name or password in it, for addresses end up in logs; set the key on its own")
+    return value
 
 
 def _prefix(value: str) -> str:
@@ -56,6 +69,7 @@ def _split(value: str) -> tuple[str, ...]:
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+ServiceUrl = Annotated[HttpUrl, AfterValidator(_service)]
 Seconds = Annotated[float, Field(gt=0)]
 Temperature = Annotated[float | None, BeforeValidator(lambda value: None if value == "none" else value)]
 
@@ -92,6 +106,16 @@ class Settings(BaseModel):
     poll_interval: Seconds = Field(2, description="Seconds between two questions to the endpoint about one job")
     finish_deadline: Seconds = Field(180, description="Seconds in which review, signing and storing must succeed")
     finish_threads: int = Field(2, ge=1, le=64, description="Pictures finished at the same time")
+
+    llm_url: ServiceUrl = Field(
+        "",
+        description="OpenAI-compatible language model for optimize, up to /v1; the catalogue's phrases when empty",
+    )
+    llm_key: str = Field("", description="Key of the language model")
+    llm_model: str = Field("", description="Name of the language model")
+    llm_timeout: Seconds = Field(15, description="Seconds that enhancing one prompt may take, further tries among them")
+    llm_temperature: Temperature = Field(None, description="Its temperature; none leaves it to the model")
+    llm_max_tokens: int = Field(1024, ge=16, description="Tokens of one answer, with what it thinks before it")
 
     rulesets: Path | None = Field(None, description="Folder of your own rulesets, beside the shipped ones")
     word_rules: Path | None = Field(None, description="Your own word rules (TOML), beside the shipped ones")
@@ -202,6 +226,10 @@ class Settings(BaseModel):
             raise ValueError("training_mining_info: set it together with training_mining=constrained, and only then")
         if self.judge_url and not self.judge_model:
             raise ValueError("judge_url: set it together with judge_model")
+        if bool(self.llm_url) != bool(self.llm_model):
+            raise ValueError("llm_url: set it together with llm_model")
+        if not (self.llm_key.isascii() and self.llm_key.isprintable()):
+            raise ValueError("llm_key: must be printable ASCII")
         if self.pixel_mark_key and len(self.pixel_mark_key) < 16:
             raise ValueError("pixel_mark_key: must have 16 characters at least")
         if self.operator_webhook and not self.operator_secret:

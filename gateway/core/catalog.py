@@ -1,21 +1,31 @@
-"""The catalogue that an operator edits: characters, models and their styles, as one TOML file."""
+"""The catalogue that an operator edits, one TOML file: characters, models, styles, and what `optimize` may add."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from gateway.core import prompts
 from gateway.core.images import Lora
 from gateway.errors import CatalogError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Words = Annotated[str, Field(max_length=2000)]
+
+
+def _plain(text: str) -> str:
+    if not text or prompts.parse(text) != prompts.Parsed(names=(), positive=text, negatives=()):
+        raise ValueError("must be plain words: no @name, no -term, and no blanks or commas too many")
+    return text
+
+
+Plain = Annotated[str, Field(max_length=200), AfterValidator(_plain)]
 
 
 class _Entry(BaseModel):
@@ -65,18 +75,37 @@ class Model(_Entry):
     guidance: float | None = Field(None, ge=0, le=30)
 
 
+class Phrase(_Entry):
+    """Something that can be added to a prompt that has one of ``needs``, if any are named, and none of ``unless``."""
+
+    text: Plain
+    needs: tuple[Plain, ...] = ()
+    unless: tuple[Plain, ...] = ()
+
+
+class Aspect(_Entry):
+    """Something that a prompt can say or leave open, such as the time of day. ``said`` are words that say it."""
+
+    said: tuple[Plain, ...] = ()
+    add: tuple[
+        Annotated[Phrase, BeforeValidator(lambda given: {"text": given} if isinstance(given, str) else given)], ...
+    ] = Field(min_length=1)
+
+
 class _File(_Entry):
     version: int = Field(ge=1, le=1)
     characters: dict[Name, Character] = {}
     models: dict[Name, Model] = Field(min_length=1)
+    optimize: dict[Name, Aspect] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Characters and models, in the order of the file: the first model is the default."""
+    """Characters, models and aspects, in the order of the file: the first model is the default."""
 
     characters: Mapping[str, Character]
     models: Mapping[str, Model]
+    optimize: Mapping[str, Aspect] = field(default_factory=dict)
 
     @property
     def default_model(self) -> str:
@@ -148,7 +177,7 @@ def parse(data: Mapping[str, Any], where: str, text: str = "") -> Catalog:
                     f"{where}{_line(text, f'models.{key}.characters')}: models.{key}.characters names {name!r}, "
                     f"which is not a character; use one of: {_names(file.characters)}"
                 )
-    return Catalog(characters=file.characters, models=file.models)
+    return Catalog(characters=file.characters, models=file.models, optimize=file.optimize)
 
 
 def _names(entries: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the core needs of the outside. Adapters live in ``acs``, ``backends``, ``jobs`` and ``storage``."""
+"""What the core needs of the outside. Adapters live in ``acs``, ``backends``, ``jobs``, ``llm`` and ``storage``."""
 
 from __future__ import annotations
 
@@ -308,6 +308,21 @@ class Compliance(Protocol):
         """The verdict about a drawn picture. Raises `compliance.errors.BrokenRender` too."""
 
     async def readiness(self) -> Readiness: ...
+
+
+class Optimizer(Protocol):
+    """Who says a prompt better."""
+
+    #: What callers are told that it was: ``templates``, or the name of a language model.
+    name: str
+
+    async def enhance(self, text: str, *, model: str, style: str, character: str) -> str:
+        """A better text, or the same one. Raises `EnhancementFailed`.
+
+        ``text`` is what a picture shall show, without names and negatives; it is empty when it shall show a character
+        and nothing else is said. The others are labels of the catalogue, empty where there is none. The answer may be
+        anything: whoever asks cleans it.
+        """
 
 
 class Meter(Protocol):
