@@ -1,7 +1,11 @@
-"""The catalogue that an operator edits, one TOML file: characters, models, styles, and what `optimize` may add."""
+"""The catalogue that an operator edits, one TOML file.
+
+Characters, models, their styles, what `optimize` may add, and the words of `random`.
+"""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,13 +87,28 @@ class Phrase(_Entry):
     unless: tuple[Plain, ...] = ()
 
 
+#: A phrase may be written as its text alone.
+Text = BeforeValidator(lambda given: {"text": given} if isinstance(given, str) else given)
+
+
 class Aspect(_Entry):
     """Something that a prompt can say or leave open, such as the time of day. ``said`` are words that say it."""
 
     said: tuple[Plain, ...] = ()
-    add: tuple[
-        Annotated[Phrase, BeforeValidator(lambda given: {"text": given} if isinstance(given, str) else given)], ...
-    ] = Field(min_length=1)
+    add: tuple[Annotated[Phrase, Text], ...] = Field(min_length=1)
+
+
+#: A place in a phrase of a random prompt, with the name of the list that fills it.
+SLOT = re.compile(r"\{([a-z0-9_-]{1,64})\}")
+
+
+class RandomPhrase(Phrase):
+    """A part of a random prompt; ``{name}`` in it is filled with a phrase of that list. ``""`` stands for no
+    character.
+    """
+
+    characters: tuple[Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,64}$")], ...] | None = None
+    weight: float = Field(1.0, gt=0, le=1000)
 
 
 class _File(_Entry):
@@ -97,6 +116,7 @@ class _File(_Entry):
     characters: dict[Name, Character] = {}
     models: dict[Name, Model] = Field(min_length=1)
     optimize: dict[Name, Aspect] = {}
+    random: dict[Name, Annotated[tuple[Annotated[RandomPhrase, Text], ...], Field(min_length=1)]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +126,7 @@ class Catalog:
     characters: Mapping[str, Character]
     models: Mapping[str, Model]
     optimize: Mapping[str, Aspect] = field(default_factory=dict)
+    random: Mapping[str, tuple[RandomPhrase, ...]] = field(default_factory=dict)
 
     @property
     def default_model(self) -> str:
@@ -177,7 +198,40 @@ def parse(data: Mapping[str, Any], where: str, text: str = "") -> Catalog:
                     f"{where}{_line(text, f'models.{key}.characters')}: models.{key}.characters names {name!r}, "
                     f"which is not a character; use one of: {_names(file.characters)}"
                 )
-    return Catalog(characters=file.characters, models=file.models, optimize=file.optimize)
+    if problem := _wrong_grammar(file):
+        place, words = problem
+        raise CatalogError(f"{where}{_line(text, place)}: {place}: {words}")
+    return Catalog(characters=file.characters, models=file.models, optimize=file.optimize, random=file.random)
+
+
+def _wrong_grammar(file: _File) -> tuple[str, str] | None:
+    """The place and the fault of the first list of ``random`` that can't be used."""
+    lists = file.random
+    if lists and "prompt" not in lists:
+        return "random", "has no list prompt, with which every random prompt begins"
+    asked = {name: {slot for each in phrases for slot in SLOT.findall(each.text)} for name, phrases in lists.items()}
+    for name, phrases in lists.items():
+        for slot in sorted(asked[name] - lists.keys()):
+            return f"random.{name}", f"names {{{slot}}}, which is no list of random; use one of: {_names(lists)}"
+        for character in sorted({each for phrase in phrases for each in phrase.characters or ()}):
+            if character and character not in file.characters:
+                return (
+                    f"random.{name}",
+                    f"names {character!r}, which is not a character; use one of: {_names(file.characters)}",
+                )
+    # From a list to all that it can lead to: one that leads to itself would never end.
+    for name in lists:
+        reached, open_lists = set[str](), [*asked[name]]
+        while open_lists:
+            slot = open_lists.pop()
+            if slot not in reached:
+                reached.add(slot)
+                open_lists += asked[slot]
+        if name in reached:
+            return f"random.{name}", "leads to itself by the lists that its phrases name"
+        if name == "prompt" and (unused := sorted(lists.keys() - reached - {"prompt"})):
+            return f"random.{unused[0]}", "is never used: no phrase that prompt leads to names it"
+    return None
 
 
 def _names(entries: Mapping[str, Any]) -> str:

@@ -26,6 +26,8 @@ class State(StrEnum):
 OPEN = frozenset({State.QUEUED, State.RUNNING, State.FINISHING})
 #: States in which a cancel can still win: from `FINISHING` on the picture is paid for and is handed out.
 CANCELLABLE = frozenset({State.QUEUED, State.RUNNING})
+#: Seeds are below this, the last picture's too: whatever was drawn can be asked for again by its seed.
+SEEDS = 2**31
 #: Seconds that a hit of the cache can be asked for.
 HANDLE_TTL = 3600.0
 

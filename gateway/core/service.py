@@ -24,6 +24,7 @@ from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher, reference_key, signed_reference_key
 from gateway.core.images import (
     HANDLE_TTL,
+    SEEDS,
     Appeal,
     Caller,
     Delivery,
@@ -39,6 +40,7 @@ from gateway.core.images import (
 )
 from gateway.core.logos import GivenLogo, LogoDesk
 from gateway.core.ports import Backend, Compliance, Jobs, Storage
+from gateway.core.random_prompts import RandomPrompt, RandomPrompts
 from gateway.core.references import GivenReference, clean
 from gateway.core.safeguard import Safeguard
 from gateway.errors import (
@@ -67,8 +69,6 @@ _REMEMBERED_OPEN = 0.25
 #: As long as a job that was deleted through another replica may still be shown by this one.
 _REMEMBERED_ENDED = 1.0
 _MOST_REMEMBERED = 2048
-#: Seeds are below this, the last picture's too: whatever was drawn can be asked for again by its seed.
-SEEDS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +127,7 @@ class GenerationService:
     ) -> None:
         """Without ``caching`` every look into the cache is a miss."""
         self.catalog = catalog
+        self._random = RandomPrompts(catalog)
         self._jobs = jobs
         self._backend = backend
         self._storage = storage
@@ -234,6 +235,10 @@ class GenerationService:
         log.info("job accepted", job=job.gen_id, id=job.public_id, tenant=job.tenant, source=job.source)
         self._advancer.nudge(job.gen_id)
         return job
+
+    def random(self, character: str | None, seed: int | None) -> RandomPrompt:
+        """A random prompt; see `RandomPrompts.draw`."""
+        return self._random.draw(character, seed)
 
     @property
     def rulesets(self) -> Mapping[str, str]:

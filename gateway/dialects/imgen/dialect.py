@@ -90,6 +90,7 @@ class ImgenDialect:
             "delete": self._delete,
             "jobs": self._jobs,
             "appeal": self._appeal,
+            "random": self._random,
         }
 
     def routes(self) -> list[BaseRoute]:
@@ -216,6 +217,16 @@ class ImgenDialect:
         return {
             "id": job,
             "appeal": {"id": appeal.id, "state": appeal.state, "created_at": iso(appeal.created_at)},
+        }
+
+    async def _random(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        fields = Fields(body)
+        drawn = self._service.random(self._reader.character(fields), self._reader.seed(fields))
+        return {
+            "prompt": drawn.prompt,
+            "character": drawn.character,
+            "seed": drawn.seed,
+            **answer.warnings(fields.notices),
         }
 
     async def _jobs(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 from gateway.core import prompts
 from gateway.core.caching import MATCHES, CacheWish
 from gateway.core.catalog import Catalog
-from gateway.core.images import Credentials, Delivery, Notice
+from gateway.core.images import SEEDS, Credentials, Delivery, Notice
 from gateway.core.logos import MOST_BYTES, POSITIONS, GivenLogo
 from gateway.core.references import GivenReference
-from gateway.core.service import SEEDS, Wish
+from gateway.core.service import Wish
 from gateway.dialects.fields import Fields
 from gateway.errors import BadId, InvalidCharacter, InvalidField, PromptRequired, PromptTooLong
 
@@ -96,6 +96,20 @@ class RequestReader:
             cache=_cache(fields),
         )
         return replace(wish, notices=tuple(fields.notices))
+
+    def character(self, fields: Fields) -> str | None:
+        """Whom `random` is to call: ``""`` for nobody, None for chance, as for a name that is unknown (I39)."""
+        if not fields.given("character"):
+            return None
+        name = fields.text("character").strip().lower().removeprefix("@")
+        if name and name not in self._catalog.characters:
+            fields.note("unknown_character", "character", "a random character")
+            return None
+        return name
+
+    def seed(self, fields: Fields) -> int | None:
+        """The seed of a random prompt; -1 and nothing both mean a random one."""
+        return _seed(fields, 1)
 
     def _model(self, fields: Fields) -> str:
         return fields.choice("model", self._catalog.models, self._catalog.default_model)
