@@ -109,8 +109,6 @@ class Caching:
 
         The drawing is the one that would be drawn, before anything optimises its prompt.
         """
-        if drawing.references:
-            return Found(notices=(_notice("cache_skipped", "requests with references are always drawn"),))
         ask = _Ask(
             caller=caller,
             wish=wish,
@@ -166,6 +164,8 @@ class Caching:
     async def _semantic(self, ask: _Ask) -> Found:
         if not ask.drawing.text:
             return Found()
+        if self._embedder.index is None:
+            return self._missed("loading", _UNANSWERED)
         if self._now() < self._rests_until:
             return self._missed("resting", _UNANSWERED)
         try:
@@ -173,8 +173,7 @@ class Caching:
                 encoder, vector = await self._embedder.embed(ask.drawing.text)
                 near = await self._propose(ask, encoder, vector)
         except (CacheError, TimeoutError) as exc:
-            if self._embedder.encoder is not None:
-                self._rests_until = self._now() + REST
+            self._rests_until = self._now() + REST
             log.warning("cache not asked", error=str(exc) or type(exc).__name__)
             return self._missed("timeout" if isinstance(exc, TimeoutError) else "error", _UNANSWERED)
         same_size = [each for each in near if each.forms.get("dimensions") == ask.forms["dimensions"]]
@@ -407,4 +406,7 @@ def _notice(code: str, used: str) -> Notice:
     return Notice(code=code, field="use_cache", given="true", used=used)
 
 
+#: What a caller is told who sends pictures, or asks where there is no cache.
+WITH_REFERENCES = Found(notices=(_notice("cache_skipped", "requests with references are always drawn"),))
+SWITCHED_OFF = Found(notices=(_notice("cache_off", "the cache is switched off here"),))
 _UNANSWERED = Found(notices=(_notice("cache_unavailable", "only equal requests were looked for"),))

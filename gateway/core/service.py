@@ -18,7 +18,7 @@ from compliance.review import Context
 from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
 from gateway.core.appeals import Appeals
-from gateway.core.caching import CacheWish, Caching, Found, fingerprint
+from gateway.core.caching import SWITCHED_OFF, WITH_REFERENCES, CacheWish, Caching, Found, fingerprint
 from gateway.core.catalog import Catalog, worn
 from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher, reference_key, signed_reference_key
@@ -194,8 +194,9 @@ class GenerationService:
         if wish.cache is None:
             return Found()
         if self._caching is None:
-            off = Notice(code="cache_off", field="use_cache", given="true", used="the cache is switched off here")
-            found = Found(notices=(off,))
+            found = SWITCHED_OFF
+        elif wish.references:
+            found = WITH_REFERENCES
         else:
             found = await self._caching.find(caller, wish.cache, drawing, delivery)
         if found.source is None and wish.cache.only:
@@ -286,6 +287,9 @@ class GenerationService:
             raise JobNotFound
         deleted = await self._deletion.delete(caller, job)
         self._remember(surface, public_id, None)
+        for known, (_, copy) in list(self._recent.items()):
+            if copy is not None and copy.source == job.gen_id:
+                self._remember(*known, None)
         return deleted
 
     async def appeal(self, caller: Caller, surface: str, public_id: str, reason: str) -> Appeal:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,6 +15,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from cache.minilm import MiniLM
 from compliance.review import Reviewer
 from gateway.app import create_app
 from gateway.settings import Settings
@@ -77,8 +81,19 @@ def settings(data: Path, **changed: str) -> Settings:
     return Settings.from_environ({**environ, **changed})
 
 
+@functools.cache
+def encoder_folder() -> Path:
+    """The cache's encoder, made once for all tests of a machine: seconds of work that none of them is about."""
+    folder = Path(tempfile.gettempdir()) / f"imgen-test-encoder-{os.getuid()}"
+    MiniLM.open(folder)
+    return folder
+
+
 @asynccontextmanager
 async def opened(configured: Settings, runpod: FakeRunPod, *reviewers: Reviewer) -> AsyncIterator[Gateway]:
+    configured.data.mkdir(parents=True, exist_ok=True)
+    if configured.cache == "on" and not (configured.data / "encoder").exists():
+        (configured.data / "encoder").symlink_to(encoder_folder())
     app = create_app(configured, backend_transport=runpod, reviewers=reviewers)
     async with app.router.lifespan_context(app):
         gateway = Gateway(app, runpod, configured)

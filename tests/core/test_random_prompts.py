@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 
-from compliance.review import Context
 from compliance.rules import PromptGate
 from gateway.core import prompts
 from gateway.core.catalog import SLOT, Catalog, load, parse
@@ -64,7 +63,7 @@ def test_nothing_comes_together_that_excludes_each_other(drawn: list[str]) -> No
 
 def test_the_prompt_gate_refuses_none(drawn: list[str]) -> None:
     gate = PromptGate.built_in()
-    refused = [prompt for prompt in drawn if gate.check(Context(positive=prompts.parse(prompt).positive))]
+    refused = [prompt for prompt in drawn if gate.check(prompts.parse(prompt).positive)]
     assert not refused
 
 

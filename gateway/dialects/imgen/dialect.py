@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.core.access import Access
-from gateway.core.images import Caller, Job, State
+from gateway.core.images import Caller, State
 from gateway.core.service import GenerationService
 from gateway.dialects.base import Json, fault, iso, read_object
 from gateway.dialects.fields import Fields
@@ -170,7 +171,9 @@ class ImgenDialect:
         return answer.accepted(job)
 
     async def _status(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
-        job = await self._job(caller, body)
+        wanted = job_id(body)
+        with _as_asked(wanted):
+            job = await self._service.find(caller, "imgen", wanted)
         status: dict[str, Any] = {"status": answer.STATUS[job.state]}
         unsafe = partial(self._service.unsafe_link, caller, job)
         match job.state:
@@ -187,22 +190,16 @@ class ImgenDialect:
                 code = job.fault.code if job.fault else "failed"
                 return status | {"error": "Generation failed", "code": code, "request_id": job.request_id}
 
-    async def _job(self, caller: Caller, body: dict[str, Any]) -> Job:
-        """The job of a request. Raises `CachedResultNotFound` for a hit that is unknown here or whose hour is over."""
-        wanted = job_id(body)
-        try:
-            return await self._service.find(caller, "imgen", wanted)
-        except JobNotFound as exc:
-            if is_hit(wanted):
-                raise CachedResultNotFound from exc
-            raise
-
     async def _cancel(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
-        job = await self._service.cancel(caller, "imgen", job_id(body))
+        wanted = job_id(body)
+        with _as_asked(wanted):
+            job = await self._service.cancel(caller, "imgen", wanted)
         return {"id": job.public_id, "status": answer.STATUS[job.state]}
 
     async def _delete(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
-        job = await self._service.delete(caller, "imgen", job_id(body))
+        wanted = job_id(body)
+        with _as_asked(wanted):
+            job = await self._service.delete(caller, "imgen", wanted)
         return {
             "id": job.public_id,
             "deleted": True,
@@ -249,6 +246,17 @@ class ImgenDialect:
             "next": answer.cursor(shown[-1]) if len(page) > limit else None,
             **answer.warnings(fields.notices),
         }
+
+
+@contextmanager
+def _as_asked(wanted: str) -> Iterator[None]:
+    """A hit of the cache that is unknown here, or whose hour is over, has words of its own in the reference."""
+    try:
+        yield
+    except JobNotFound as exc:
+        if is_hit(wanted):
+            raise CachedResultNotFound from exc
+        raise
 
 
 def _passed_on(answer: Response) -> list[tuple[str, str]]:

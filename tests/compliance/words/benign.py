@@ -11,6 +11,11 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gateway.core.catalog import load
+from gateway.core.images import SEEDS
+from gateway.core.prompts import parse
+from gateway.core.random_prompts import RandomPrompts
+
 Kind = Callable[[random.Random], str]
 
 _WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -69,12 +74,21 @@ def _tongue(language: str) -> Kind:
     return prompt
 
 
+_RANDOM = RandomPrompts(load())
+
+
+def random_button(chance: random.Random) -> str:
+    """What the action `random` answers, without the name of a character."""
+    return parse(_RANDOM.draw(seed=chance.randrange(SEEDS)).prompt).positive
+
+
 KINDS: dict[str, Kind] = {
     "people": person,
     "things": thing,
     "art, medicine, fashion, food": craft,
     "several at once": crowded,
     "characters": character,
+    "the random button": random_button,
     **{f"people ({language})": _tongue(language) for language in _TONGUES},
 }
 _SHARES = {"people": 8, "things": 5, "art, medicine, fashion, food": 3, "several at once": 5}
