@@ -43,12 +43,13 @@ from gateway.core import access
 from gateway.core.advance import Advancer, Policy, let_go, withdraw
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
-from gateway.core.catalog import load
+from gateway.core.catalog import Catalog, load
 from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
+from gateway.core.optimizing import Optimizing
 from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
 from gateway.core.ports import Meter
@@ -77,6 +78,8 @@ from gateway.jobs.migrations import migrate
 from gateway.jobs.originals import SqlOriginals
 from gateway.jobs.records import SqlRecords
 from gateway.jobs.store import SqlJobs
+from gateway.llm.openai import ChatModel
+from gateway.llm.templates import Templates
 from gateway.metrics import Metrics
 from gateway.middleware import LastResort, RequestId
 from gateway.pages.site import Site
@@ -175,6 +178,7 @@ def create_app(
     originals = Originals(
         store=SqlOriginals(database), storage=storage, appeals=appeals, audit=audit, policy=policy, now=time.time
     )
+    optimizer = optimizer_of(settings, catalog)
     service = GenerationService(
         jobs=jobs,
         backend=backend,
@@ -187,6 +191,7 @@ def create_app(
         appeals=Appeals(store=appeals, jobs=jobs, audit=audit, now=time.time),
         deletion=deletion,
         safeguard=safeguard,
+        optimizing=Optimizing(optimizer),
         policy=policy,
         now=time.time,
     )
@@ -223,6 +228,8 @@ def create_app(
             await stack.enter_async_context(storage.open())
             await stack.enter_async_context(backend.open())
             await stack.enter_async_context(compliance.open())
+            if isinstance(optimizer, ChatModel):
+                await stack.enter_async_context(optimizer.open())
             await finisher.open()
             await recognition.open()
             await stack.enter_async_context(finisher.running())
@@ -308,6 +315,20 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
         return LocalCompliance(panel_of(settings, reviewers), threads=settings.acs_threads)
     words = Words(PromptGate.built_in())
     return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
+
+
+def optimizer_of(settings: Settings, catalog: Catalog) -> ChatModel | Templates:
+    """The language model that the settings name or, where they name none, the phrases of the catalogue."""
+    if not settings.llm_url:
+        return Templates(catalog.optimize)
+    return ChatModel(
+        base_url=settings.llm_url,
+        api_key=settings.llm_key,
+        model=settings.llm_model,
+        timeout=settings.llm_timeout,
+        temperature=settings.llm_temperature,
+        max_tokens=settings.llm_max_tokens,
+    )
 
 
 def polisher_of(settings: Settings, signer: Signer, pixel_mark: PixelMark | None, meter: Meter) -> Polisher:

@@ -1,4 +1,4 @@
-"""What a surface can ask for: submit, find, cancel, delete, list. The row is there before the backend hears of it."""
+"""What a surface can ask for: submit, optimize, find, cancel, delete. The row is there before a backend hears of it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from gateway.core.images import (
     StoredPicture,
 )
 from gateway.core.logos import GivenLogo, LogoDesk
+from gateway.core.optimizing import Optimizing
 from gateway.core.ports import Backend, Compliance, Jobs, Storage
 from gateway.core.references import GivenReference, clean
 from gateway.core.safeguard import Safeguard
@@ -48,6 +49,7 @@ from gateway.errors import (
     PictureNotFound,
     PictureNotReady,
     PromptBlocked,
+    PromptRequired,
     ReferenceBlocked,
     StorageUnavailable,
     Unavailable,
@@ -115,6 +117,7 @@ class GenerationService:
         appeals: Appeals,
         deletion: Deletion,
         safeguard: Safeguard,
+        optimizing: Optimizing,
         policy: Policy,
         now: Callable[[], float],
         new_id: Callable[[], str] = new_gen_id,
@@ -130,6 +133,7 @@ class GenerationService:
         self._appeals = appeals
         self._deletion = deletion
         self._safeguard = safeguard
+        self._optimizing = optimizing
         self._policy = policy
         self._now = now
         self._new_id = new_id
@@ -175,6 +179,39 @@ class GenerationService:
         except (BackendUnavailable, BackendRefused, StorageUnavailable) as exc:
             await self._advancer.end(job, lease, State.FAILED, Fault(code=exc.code))
             raise
+
+    @property
+    def optimizer(self) -> str:
+        """Who enhances prompts."""
+        return self._optimizing.name
+
+    async def optimize(
+        self, caller: Caller, parsed: prompts.Parsed, *, model: str, surface: str, request_id: str
+    ) -> prompts.Parsed:
+        """The prompt with a better text, or as it is; nothing is drawn.
+
+        What the ruleset ``default`` refuses is sent to nobody, and an enhancement that it refuses is not used. Raises
+        `PromptRequired`, `PromptBlocked`, `ComplianceUnavailable` and `EnhancementFailed`.
+        """
+        name = next((name for name in parsed.names if name in self.catalog.characters_of(model)), "")
+        if not parsed.positive and not name:
+            raise PromptRequired
+        await self._refuse_words(caller, self._words(caller, parsed, model, name), "default", surface, request_id)
+        better = await self._optimizing.optimize(
+            parsed,
+            model_label=self.catalog.models[model].label,
+            style_label="",
+            character_label=self.catalog.characters[name].label if name else "",
+        )
+        if better == parsed:
+            return parsed
+        with _translated():
+            verdict = await self._compliance.gate(self._words(caller, better, model, name), "default")
+        if verdict.safe:
+            return better
+        # It is the optimizer's doing and not the caller's: no entry in the audit, and no key is held.
+        log.warning("enhanced prompt refused", rules=verdict.codes, optimizer=self.optimizer, tenant=caller.tenant)
+        return parsed
 
     @property
     def rulesets(self) -> Mapping[str, str]:
@@ -285,19 +322,39 @@ class GenerationService:
             Context(positive=positive, negative=negative, tier=delivery.tier),
             *([Context(positive=signed, tier=delivery.tier)] if signed else []),
         ):
-            with _translated():
-                verdict = await self._compliance.gate(context, delivery.ruleset)
-            if not verdict.safe:
-                log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
-                await self._safeguard.refused_prompt(
-                    caller,
-                    verdict,
-                    surface=wish.surface,
-                    request_id=wish.request_id,
-                    positive=context.positive,
-                    negative=context.negative,
-                )
-                raise PromptBlocked(verdict.codes, verdict.categories, verdict.classes)
+            await self._refuse_words(caller, context, delivery.ruleset, wish.surface, wish.request_id)
+
+    async def _refuse_words(
+        self, caller: Caller, context: Context, ruleset: str, surface: str, request_id: str
+    ) -> None:
+        with _translated():
+            verdict = await self._compliance.gate(context, ruleset)
+        if not verdict.safe:
+            log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
+            await self._safeguard.refused_prompt(
+                caller,
+                verdict,
+                surface=surface,
+                request_id=request_id,
+                positive=context.positive,
+                negative=context.negative,
+            )
+            raise PromptBlocked(verdict.codes, verdict.categories, verdict.classes)
+
+    def _words(self, caller: Caller, parsed: prompts.Parsed, model: str, name: str) -> Context:
+        """A prompt as the gate reads it where nothing is drawn: with the words of the character, in no style."""
+        character = self.catalog.characters.get(name)
+        positive, negative = prompts.as_drawn(
+            prompts.compose_positive(
+                trigger=character.trigger if character else "",
+                character=character.positive if character else "",
+                prompt=parsed.positive,
+                style="",
+            ),
+            ", ".join(parsed.negatives),
+            self.catalog.models[model].guidance,
+        )
+        return Context(positive=positive, negative=negative, tier=caller.tier)
 
     async def _take_in(self, caller: Caller, gen_id: str, wish: Wish, delivery: Delivery) -> tuple[Reference, ...]:
         """Written before the row is: after a crash between the two they are swept up with the raw pictures."""

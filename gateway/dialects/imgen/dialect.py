@@ -12,13 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gateway.core import prompts
 from gateway.core.access import Access
 from gateway.core.images import Caller, State
 from gateway.core.service import GenerationService
 from gateway.dialects.base import Json, fault, iso, read_object
 from gateway.dialects.fields import Fields
 from gateway.dialects.imgen import answer
-from gateway.dialects.imgen.request import FORMATS, PICTURES, SIZES, RequestReader, job_id, read_cursor
+from gateway.dialects.imgen.request import FORMATS, PICTURES, SIZES, RequestReader, job_id, read_cursor, read_prompt
 from gateway.errors import (
     AccessDenied,
     AppealDecided,
@@ -27,6 +28,7 @@ from gateway.errors import (
     BadRequest,
     BodyTooLarge,
     CacheMiss,
+    EnhancementFailed,
     GatewayError,
     JobNotOpen,
     MethodNotAllowed,
@@ -54,6 +56,7 @@ HTTP_STATUS: tuple[tuple[type[GatewayError], int], ...] = (
     (BadRequest, 400),
     (BackendUnavailable, 502),
     (BackendRefused, 502),
+    (EnhancementFailed, 502),
     (Unavailable, 503),
 )
 
@@ -84,6 +87,7 @@ class ImgenDialect:
         self._actions: dict[str, Action] = {
             "models": self._models,
             "generate": self._generate,
+            "optimize": self._optimize,
             "status": self._status,
             "cancel": self._cancel,
             "delete": self._delete,
@@ -174,6 +178,19 @@ class ImgenDialect:
             "format": job.delivery.format,
             "gen_id": job.gen_id,
             **answer.warnings(job.notices),
+        }
+
+    async def _optimize(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        fields, service = Fields(body), self._service
+        prompt = read_prompt(fields)
+        model = fields.choice("model", service.catalog.models, service.catalog.default_model)
+        parsed = prompts.parse(prompt)
+        better = await service.optimize(caller, parsed, model=model, surface="imgen", request_id=request_id)
+        return {
+            "prompt": prompt if better == parsed else prompts.render(better),
+            "optimizer": service.optimizer,
+            "optimized": better != parsed,
+            **answer.warnings(fields.notices),
         }
 
     async def _status(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
