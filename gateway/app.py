@@ -16,7 +16,6 @@ from typing import Any
 import cv2
 import httpx
 import structlog
-from cache.encoders import open_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -26,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from cache.encoder import Encoder
+from cache.encoders import open_encoder
 from cache.index import Index
 from cache.memory import MemoryIndex
 from compliance.authority import load_or_create
@@ -49,13 +49,14 @@ from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
 from gateway.core.cache_feed import CacheFeed
 from gateway.core.caching import CachePolicy, Caching
-from gateway.core.catalog import load
+from gateway.core.catalog import Catalog, load
 from gateway.core.deletion import Deletion
 from gateway.core.embedding import Embedder
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.logos import LogoDesk
 from gateway.core.operator import OperatorEvents
+from gateway.core.optimizing import Optimizing
 from gateway.core.originals import Originals
 from gateway.core.polishing import Polisher
 from gateway.core.ports import Meter
@@ -85,6 +86,8 @@ from gateway.jobs.migrations import migrate
 from gateway.jobs.originals import SqlOriginals
 from gateway.jobs.records import SqlRecords
 from gateway.jobs.store import SqlJobs
+from gateway.llm.openai import ChatModel
+from gateway.llm.templates import Templates
 from gateway.metrics import Metrics
 from gateway.middleware import LastResort, RequestId
 from gateway.pages.site import Site
@@ -208,6 +211,7 @@ def create_app(
     originals = Originals(
         store=SqlOriginals(database), storage=storage, appeals=appeals, audit=audit, policy=policy, now=time.time
     )
+    optimizer = optimizer_of(settings, catalog)
     service = GenerationService(
         jobs=jobs,
         backend=backend,
@@ -221,6 +225,7 @@ def create_app(
         deletion=deletion,
         safeguard=safeguard,
         caching=caching if settings.cache == "on" else None,
+        optimizing=Optimizing(optimizer),
         policy=policy,
         now=time.time,
     )
@@ -260,6 +265,8 @@ def create_app(
             if settings.cache == "on":
                 await stack.enter_async_context(embedder.running())
                 await stack.enter_async_context(feed.running())
+            if isinstance(optimizer, ChatModel):
+                await stack.enter_async_context(optimizer.open())
             await finisher.open()
             await recognition.open()
             await stack.enter_async_context(finisher.running())
@@ -359,6 +366,20 @@ def index_of(settings: Settings, encoder: Encoder) -> Index:
         dimensions=encoder.dimensions,
         api_key=settings.cache_key or None,
         timeout=settings.cache_timeout,
+    )
+
+
+def optimizer_of(settings: Settings, catalog: Catalog) -> ChatModel | Templates:
+    """The language model that the settings name or, where they name none, the phrases of the catalogue."""
+    if not settings.llm_url:
+        return Templates(catalog.optimize)
+    return ChatModel(
+        base_url=settings.llm_url,
+        api_key=settings.llm_key,
+        model=settings.llm_model,
+        timeout=settings.llm_timeout,
+        temperature=settings.llm_temperature,
+        max_tokens=settings.llm_max_tokens,
     )
 
 

@@ -198,8 +198,8 @@ def parse(data: Mapping[str, Any], where: str, text: str = "") -> Catalog:
                     f"{where}{_line(text, f'models.{key}.characters')}: models.{key}.characters names {name!r}, "
                     f"which is not a character; use one of: {_names(file.characters)}"
                 )
-    if problem := _wrong_grammar(file):
-        place, words = problem
+    if wrong := _wrong_grammar(file):
+        place, words = wrong
         raise CatalogError(f"{where}{_line(text, place)}: {place}: {words}")
     return Catalog(characters=file.characters, models=file.models, optimize=file.optimize, random=file.random)
 

@@ -1,4 +1,4 @@
-"""What a surface can ask for: submit, find, cancel, delete, list. The row is there before the backend hears of it."""
+"""What a surface can ask for: submit, optimize, find, cancel, delete. The row is there before a backend hears of it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from gateway.core.images import (
     StoredPicture,
 )
 from gateway.core.logos import GivenLogo, LogoDesk
+from gateway.core.optimizing import Optimizing
 from gateway.core.ports import Backend, Compliance, Jobs, Storage
 from gateway.core.random_prompts import RandomPrompt, RandomPrompts
 from gateway.core.references import GivenReference, clean
@@ -48,11 +49,13 @@ from gateway.errors import (
     BackendUnavailable,
     CacheMiss,
     ComplianceUnavailable,
+    EnhancementFailed,
     JobNotFound,
     JobNotOpen,
     PictureNotFound,
     PictureNotReady,
     PromptBlocked,
+    PromptRequired,
     ReferenceBlocked,
     StorageUnavailable,
     Unavailable,
@@ -94,6 +97,8 @@ class Wish:
     n: int = 1
     references: tuple[GivenReference, ...] = ()
     logo: GivenLogo | None = None
+    #: The names that the caller called, as they are to be called again in a prompt that says it better.
+    names: tuple[str, ...] = ()
     optimize: bool = False
     cache: CacheWish | None = None
     notices: tuple[Notice, ...] = ()
@@ -121,6 +126,7 @@ class GenerationService:
         deletion: Deletion,
         safeguard: Safeguard,
         caching: Caching | None,
+        optimizing: Optimizing,
         policy: Policy,
         now: Callable[[], float],
         new_id: Callable[[], str] = new_gen_id,
@@ -139,6 +145,7 @@ class GenerationService:
         self._deletion = deletion
         self._safeguard = safeguard
         self._caching = caching
+        self._optimizing = optimizing
         self._policy = policy
         self._now = now
         self._new_id = new_id
@@ -164,6 +171,9 @@ class GenerationService:
             delivery = replace(delivery, watermark=watermark)
         if found.source is not None:
             return await self._copy(caller, wish, delivery, found)
+        if wish.optimize:
+            drawing, notices = await self._optimized(caller, wish, drawing, delivery)
+            wish = replace(wish, notices=(*wish.notices, *notices))
         gen_id = self._new_id()
         drawing = replace(drawing, references=await self._take_in(caller, gen_id, wish, delivery))
         now = self._now()
@@ -189,6 +199,26 @@ class GenerationService:
         except (BackendUnavailable, BackendRefused, StorageUnavailable) as exc:
             await self._advancer.end(job, lease, State.FAILED, Fault(code=exc.code))
             raise
+
+    async def _optimized(
+        self, caller: Caller, wish: Wish, drawing: Drawing, delivery: Delivery
+    ) -> tuple[Drawing, tuple[Notice, ...]]:
+        """The drawing with a better prompt. Whatever goes wrong with it, the caller's own is drawn (resolution I36)."""
+        parsed = prompts.Parsed(names=wish.names, positive=wish.text, negatives=wish.negatives)
+        try:
+            better = await self._enhanced(parsed, model=wish.model, style=wish.style, character=wish.character)
+        except EnhancementFailed as exc:
+            return drawing, (_as_sent(exc.code),)
+        if better == parsed:
+            return drawing, ()
+        text = self._compose(replace(wish, text=better.positive)).positive
+        positive, negative = prompts.as_drawn(text, drawing.negative, drawing.guidance)
+        if not await self._is_fit(Context(positive=positive, negative=negative, tier=delivery.tier), delivery.ruleset):
+            refused = Notice(
+                code="enhancement_refused", field="optimize", given="true", used="the prompt as it was sent"
+            )
+            return drawing, (refused,)
+        return replace(drawing, prompt=prompts.render(better), positive=text, optimized=True), ()
 
     async def _look_up(self, caller: Caller, wish: Wish, drawing: Drawing, delivery: Delivery) -> Found:
         if wish.cache is None:
@@ -240,6 +270,47 @@ class GenerationService:
     def random(self, character: str | None, seed: int | None) -> RandomPrompt:
         """A random prompt; see `RandomPrompts.draw`."""
         return self._random.draw(character, seed)
+
+    @property
+    def optimizer(self) -> str:
+        """Who enhances prompts."""
+        return self._optimizing.name
+
+    async def optimize(
+        self, caller: Caller, parsed: prompts.Parsed, *, model: str, surface: str, request_id: str
+    ) -> prompts.Parsed:
+        """The prompt with a better text, or as it is; nothing is drawn.
+
+        What the ruleset ``default`` refuses is sent to nobody, and an enhancement that it refuses is not used. Raises
+        `PromptRequired`, `PromptBlocked`, `ComplianceUnavailable` and `EnhancementFailed`.
+        """
+        name = next((name for name in parsed.names if name in self.catalog.characters_of(model)), "")
+        if not parsed.positive and not name:
+            raise PromptRequired
+        await self._refuse_words(caller, self._words(caller, parsed, model, name), "default", surface, request_id)
+        better = await self._enhanced(parsed, model=model, style="", character=name)
+        if better == parsed or await self._is_fit(self._words(caller, better, model, name), "default"):
+            return better
+        return parsed
+
+    async def _enhanced(self, parsed: prompts.Parsed, *, model: str, style: str, character: str) -> prompts.Parsed:
+        entry = self.catalog.models[model]
+        return await self._optimizing.optimize(
+            parsed,
+            model_label=entry.label,
+            style_label=entry.styles[style].label if style in entry.styles else "",
+            character_label=self.catalog.characters[character].label if character else "",
+        )
+
+    async def _is_fit(self, words: Context, ruleset: str) -> bool:
+        """Whether the ruleset lets an enhanced prompt pass. If not it is the optimizer's doing and not the caller's: no
+        entry in the audit, and no key is held.
+        """
+        with _translated():
+            verdict = await self._compliance.gate(words, ruleset)
+        if not verdict.safe:
+            log.warning("enhanced prompt refused", rules=verdict.codes, optimizer=self.optimizer)
+        return verdict.safe
 
     @property
     def rulesets(self) -> Mapping[str, str]:
@@ -355,19 +426,39 @@ class GenerationService:
             Context(positive=positive, negative=negative, tier=delivery.tier),
             *([Context(positive=signed, tier=delivery.tier)] if signed else []),
         ):
-            with _translated():
-                verdict = await self._compliance.gate(context, delivery.ruleset)
-            if not verdict.safe:
-                log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
-                await self._safeguard.refused_prompt(
-                    caller,
-                    verdict,
-                    surface=wish.surface,
-                    request_id=wish.request_id,
-                    positive=context.positive,
-                    negative=context.negative,
-                )
-                raise PromptBlocked(verdict.codes, verdict.categories, verdict.classes)
+            await self._refuse_words(caller, context, delivery.ruleset, wish.surface, wish.request_id)
+
+    async def _refuse_words(
+        self, caller: Caller, context: Context, ruleset: str, surface: str, request_id: str
+    ) -> None:
+        with _translated():
+            verdict = await self._compliance.gate(context, ruleset)
+        if not verdict.safe:
+            log.warning("prompt refused", rules=verdict.codes, tenant=caller.tenant)
+            await self._safeguard.refused_prompt(
+                caller,
+                verdict,
+                surface=surface,
+                request_id=request_id,
+                positive=context.positive,
+                negative=context.negative,
+            )
+            raise PromptBlocked(verdict.codes, verdict.categories, verdict.classes)
+
+    def _words(self, caller: Caller, parsed: prompts.Parsed, model: str, name: str) -> Context:
+        """A prompt as the gate reads it where nothing is drawn: with the words of the character, in no style."""
+        character = self.catalog.characters.get(name)
+        positive, negative = prompts.as_drawn(
+            prompts.compose_positive(
+                trigger=character.trigger if character else "",
+                character=character.positive if character else "",
+                prompt=parsed.positive,
+                style="",
+            ),
+            ", ".join(parsed.negatives),
+            self.catalog.models[model].guidance,
+        )
+        return Context(positive=positive, negative=negative, tier=caller.tier)
 
     async def _take_in(self, caller: Caller, gen_id: str, wish: Wish, delivery: Delivery) -> tuple[Reference, ...]:
         """Written before the row is: after a crash between the two they are swept up with the raw pictures."""
@@ -463,6 +554,10 @@ class GenerationService:
             seeded=wish.seed is not None,
         )
         return replace(drawing, asked=fingerprint(drawing, optimize=wish.optimize))
+
+
+def _as_sent(code: str) -> Notice:
+    return Notice(code=code, field="optimize", given="true", used="the prompt as it was sent")
 
 
 def _remembered(job: Job) -> float:

@@ -143,6 +143,7 @@ async def test_a_job_that_was_deleted_while_it_was_read_is_not_shown_nor_remembe
         appeals=world.appeals(),
         deletion=world.replica(),
         safeguard=nobody,
+        optimizing=nobody,
         policy=Policy(),
         now=world.desk.clock,
     )

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gateway.core import prompts
 from gateway.core.optimizing import MOST, WHOLE, Optimizing
-from gateway.errors import EnhancementFailed
+from gateway.errors import EnhancementFailed, SettingsError
 from gateway.llm.openai import OPENING, TRIES_AGAIN, ChatModel
+from gateway.settings import Settings
 from tests.compliance.fake_openai import (
     DISCONNECT,
     FAULTS,
@@ -296,3 +297,31 @@ async def test_any_text_arrives_as_it_is_and_on_one_line(server, text):
     await enhanced(server, cleaned)
     (asked,) = server.asked
     assert asked.data["prompt"] == cleaned and len(asked.user.splitlines()) == 3
+
+
+# The settings.
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"IMGEN_LLM_URL": "llm.example/v1"}, "IMGEN_LLM_URL: must start with http"),
+        ({"IMGEN_LLM_URL": "https:///v1"}, "IMGEN_LLM_URL: must name a host"),
+        ({"IMGEN_LLM_URL": "http://llm.example:99999/v1"}, "IMGEN_LLM_URL: Port out of range"),
+        ({"IMGEN_LLM_URL": "http://[llm/v1"}, "IMGEN_LLM_URL: Invalid IPv6 URL"),
+        ({"IMGEN_LLM_URL": "https://me:secret@llm.example/v1"}, "IMGEN_LLM_URL: must have no name or password"),
+        ({"IMGEN_LLM_MODEL": ""}, "IMGEN_LLM_URL: set it together with llm_model"),
+        ({"IMGEN_LLM_URL": ""}, "IMGEN_LLM_URL: set it together with llm_model"),
+        ({"IMGEN_LLM_KEY": "sk-schlüssel"}, "IMGEN_LLM_KEY: must be printable ASCII"),
+        ({"IMGEN_LLM_KEY": "sk-a\nb"}, "IMGEN_LLM_KEY: must be printable ASCII"),
+        ({"IMGEN_LLM_TIMEOUT": "0"}, "IMGEN_LLM_TIMEOUT: "),
+        ({"IMGEN_LLM_TEMPERATURE": "warm"}, "IMGEN_LLM_TEMPERATURE: "),
+        ({"IMGEN_LLM_MAX_TOKENS": "1"}, "IMGEN_LLM_MAX_TOKENS: "),
+    ],
+)
+def test_a_setting_that_can_t_work_stops_the_start(changed, says):
+    whole = {"IMGEN_LLM_URL": "https://llm.example/v1", "IMGEN_LLM_MODEL": MODEL, "IMGEN_LLM_KEY": KEY}
+    assert Settings.from_environ({**whole, "IMGEN_LLM_TEMPERATURE": "none"}).llm_temperature is None
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ({**whole, **changed})
+    assert caught.value.message.startswith(says) and "secret" not in caught.value.message

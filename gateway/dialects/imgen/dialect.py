@@ -13,13 +13,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gateway.core import prompts
 from gateway.core.access import Access
 from gateway.core.images import Caller, State
 from gateway.core.service import GenerationService
 from gateway.dialects.base import Json, fault, iso, read_object
 from gateway.dialects.fields import Fields
 from gateway.dialects.imgen import answer
-from gateway.dialects.imgen.request import FORMATS, PICTURES, SIZES, RequestReader, is_hit, job_id, read_cursor
+from gateway.dialects.imgen.request import (
+    FORMATS,
+    PICTURES,
+    SIZES,
+    RequestReader,
+    is_hit,
+    job_id,
+    read_cursor,
+    read_prompt,
+)
 from gateway.errors import (
     AccessDenied,
     AppealDecided,
@@ -28,6 +38,7 @@ from gateway.errors import (
     BadRequest,
     BodyTooLarge,
     CachedResultNotFound,
+    EnhancementFailed,
     GatewayError,
     JobNotFound,
     JobNotOpen,
@@ -56,6 +67,7 @@ HTTP_STATUS: tuple[tuple[type[GatewayError], int], ...] = (
     (BadRequest, 400),
     (BackendUnavailable, 502),
     (BackendRefused, 502),
+    (EnhancementFailed, 502),
     (Unavailable, 503),
 )
 
@@ -86,6 +98,7 @@ class ImgenDialect:
         self._actions: dict[str, Action] = {
             "models": self._models,
             "generate": self._generate,
+            "optimize": self._optimize,
             "status": self._status,
             "cancel": self._cancel,
             "delete": self._delete,
@@ -169,6 +182,19 @@ class ImgenDialect:
             wish = self._reader.wish(fields, request_id)
         job = await self._service.submit(caller, wish)
         return answer.accepted(job)
+
+    async def _optimize(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
+        fields, service = Fields(body), self._service
+        prompt = read_prompt(fields)
+        model = fields.choice("model", service.catalog.models, service.catalog.default_model)
+        parsed = prompts.parse(prompt)
+        better = await service.optimize(caller, parsed, model=model, surface="imgen", request_id=request_id)
+        return {
+            "prompt": prompt if better == parsed else prompts.render(better),
+            "optimizer": service.optimizer,
+            "optimized": better != parsed,
+            **answer.warnings(fields.notices),
+        }
 
     async def _status(self, caller: Caller, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         wanted = job_id(body)

@@ -53,13 +53,7 @@ class RequestReader:
 
     def wish(self, fields: Fields, request_id: str) -> Wish:
         """Raises a `BadRequest` that names what is wrong; fallbacks are noted in the wish."""
-        raw = fields.text("prompt")
-        # Blanks do not count, but nobody needs so many: a megabyte of them is not even looked at.
-        prompt = prompts.clean(raw[: 4 * PROMPT_LIMIT])
-        if not prompt:
-            raise PromptRequired
-        if len(prompt) > PROMPT_LIMIT or len(raw) > 4 * PROMPT_LIMIT:
-            raise PromptTooLong(fix=f"Send at most {PROMPT_LIMIT} characters; this prompt has {len(raw)}.")
+        prompt = read_prompt(fields)
         parsed = prompts.parse(prompt)
         for word in parsed.stray[:MAX_STRAY]:
             fields.notices.append(
@@ -92,6 +86,7 @@ class RequestReader:
             n=n,
             references=_references(fields),
             logo=_logo(fields),
+            names=parsed.names,
             optimize=fields.flag("optimize"),
             cache=_cache(fields),
         )
@@ -162,6 +157,18 @@ class RequestReader:
             )
         fields.note("fallback", "compliance_ruleset", "default")
         return "default"
+
+
+def read_prompt(fields: Fields) -> str:
+    """The prompt, cleaned. Raises `PromptRequired` and `PromptTooLong`."""
+    raw = fields.text("prompt")
+    # Blanks do not count, but nobody needs so many: a megabyte of them is not even looked at.
+    prompt = prompts.clean(raw[: 4 * PROMPT_LIMIT])
+    if not prompt:
+        raise PromptRequired
+    if len(prompt) > PROMPT_LIMIT or len(raw) > 4 * PROMPT_LIMIT:
+        raise PromptTooLong(fix=f"Send at most {PROMPT_LIMIT} characters; this prompt has {len(raw)}.")
+    return prompt
 
 
 def job_id(body: Mapping[str, Any]) -> str:
