@@ -77,7 +77,7 @@ class MiniLM:
         Any number of processes may do so at once. ``source`` is the folder of the model if the package is not to be
         taken. Some seconds of CPU the first time, then a quarter of one. Raises `EncoderUnavailable`.
         """
-        source = source or _installed()
+        source = source or installed()
         try:
             tokenizer = Tokenizer.from_str(_content(source, *WORDS).decode())
             session = start(_kept(folder) or _keep(folder, build(source)))
@@ -156,7 +156,7 @@ def _hash() -> str:
     return hashlib.sha256("\n".join((*WEIGHTS, *WORDS, RECIPE)).encode()).hexdigest()[:16]
 
 
-def _installed() -> Path:
+def installed() -> Path:
     # Only found, not imported: the files are all that is wanted of it.
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
