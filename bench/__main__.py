@@ -8,7 +8,7 @@ from pathlib import Path
 
 PARTS = (
     *("calls", "pipeline", "finishing", "worker", "compliance", "words"),
-    *("provenance", "pixelmark", "recognition", "gpu"),
+    *("provenance", "pixelmark", "recognition", "embedding", "gpu"),
 )
 
 
@@ -57,6 +57,10 @@ def main() -> None:
             from bench import provenance
 
             provenance.run(Path(folder) / "provenance")
+        if "embedding" in parts:
+            from bench import embedding
+
+            embedding.run(rounds=given.rounds)
         if "gpu" in parts:
             from bench import gpu
 

@@ -77,14 +77,12 @@ class MiniLM:
         Any number of processes may do so at once. ``source`` is the folder of the model if the package is not to be
         taken. Some seconds of CPU the first time, then a quarter of one. Raises `EncoderUnavailable`.
         """
-        source = source or _installed()
+        source = source or installed()
         try:
-            tokenizer = Tokenizer.from_str(_content(source, *WORDS).decode())
+            tokenizer = words(source)
             session = start(_kept(folder) or _keep(folder, build(source)))
         except OSError as exc:
             raise EncoderUnavailable(f"MiniLM can't be read or kept: {exc}.") from exc
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(256)
         return cls(session, tokenizer)
 
     @property
@@ -127,12 +125,18 @@ def build(source: Path, *, small: bool = True) -> bytes:
     if not small:
         return _bytes(bert.Graph(weights).model())
     watched = start(_bytes(bert.Graph(weights).model(watched=True)))
-    words = Tokenizer.from_str(_content(source, *WORDS).decode())
-    words.no_padding()
-    names = bert.inputs()
-    seen = [watched.run(names, {"tokens": np.array(words.encode(text).ids, np.int64)}) for text in SEEN]
+    names, tokenizer = bert.inputs(), words(source)
+    seen = [watched.run(names, {"tokens": np.array(tokenizer.encode(text).ids, np.int64)}) for text in SEEN]
     reach = {name: np.abs(np.concatenate(parts)).max(0) for name, *parts in zip(names, *seen, strict=True)}
     return _bytes(bert.SmallGraph(weights, reach).model())
+
+
+def words(source: Path) -> Tokenizer:
+    """What makes tokens of texts, from the folder of the model; raises as `build` does."""
+    tokenizer = Tokenizer.from_str(_content(source, *WORDS).decode())
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(256)
+    return tokenizer
 
 
 def start(graph: bytes) -> onnxruntime.InferenceSession:
@@ -156,7 +160,8 @@ def _hash() -> str:
     return hashlib.sha256("\n".join((*WEIGHTS, *WORDS, RECIPE)).encode()).hexdigest()[:16]
 
 
-def _installed() -> Path:
+def installed() -> Path:
+    """The folder of the model in its package. Raises `EncoderUnavailable` where that is not installed."""
     # Only found, not imported: the files are all that is wanted of it.
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
