@@ -135,8 +135,8 @@ async def test_every_valid_size_is_drawn(gateway, size):
         ),
         pytest.param({"style": None, "width": None, "optimize": None}, {"width": 1344}, None, id="null-is-not-given"),
         pytest.param({"wm_position": "left"}, {}, "wm_position", id="watermark-position"),
-        pytest.param({"optimize": True}, {"optimized": False}, "optimize", id="optimize-has-no-effect-yet"),
-        pytest.param({"use_cache": True}, {}, "use_cache", id="cache-has-no-effect-yet"),
+        pytest.param({"optimize": "yes"}, {"optimized": True}, "optimize", id="optimize-as-text"),
+        pytest.param({"cache_match": ["colour"]}, {}, "cache_match", id="cache-match"),
     ],
 )
 async def test_a_silent_fallback_is_taken_and_made_visible(gateway, given, used, noted):
