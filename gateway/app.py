@@ -24,10 +24,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from cache.encoder import Encoder
-from cache.encoders import open_encoder
-from cache.index import Index
-from cache.memory import MemoryIndex
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.credentials import RemoteKey
@@ -51,7 +47,6 @@ from gateway.core.cache_feed import CacheFeed
 from gateway.core.caching import CachePolicy, Caching
 from gateway.core.catalog import Catalog, load
 from gateway.core.deletion import Deletion
-from gateway.core.embedding import Embedder
 from gateway.core.finishing import Finisher
 from gateway.core.images import Credentials
 from gateway.core.logos import LogoDesk
@@ -91,6 +86,7 @@ from gateway.llm.templates import Templates
 from gateway.metrics import Metrics
 from gateway.middleware import LastResort, RequestId
 from gateway.pages.site import Site
+from gateway.semantics import embedder_of
 from gateway.settings import Settings
 from gateway.storage.build import storage_of
 from gateway.storage.keys import PUBLISHED
@@ -162,9 +158,7 @@ def create_app(
     )
     policy = Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__})
     entries = SqlEntries(database)
-    embedder = Embedder(
-        partial(open_encoder, settings.cache_encoder, settings.data / "encoder"), partial(index_of, settings)
-    )
+    embedder = embedder_of(settings)
     cache_policy = CachePolicy(**{name: getattr(settings, name) for name in CachePolicy.__dataclass_fields__})
     caching = Caching(
         entries=entries,
@@ -352,21 +346,6 @@ def compliance_of(settings: Settings, reviewers: Sequence[Reviewer] = ()) -> Loc
         return LocalCompliance(panel_of(settings, reviewers), threads=settings.acs_threads)
     words = Words(PromptGate.built_in())
     return RemoteCompliance(settings.acs_url, settings.acs_key, minors=words, timeout=settings.acs_timeout)
-
-
-def index_of(settings: Settings, encoder: Encoder) -> Index:
-    """Where the cache looks for nearness: a Qdrant server or, without one, the memory of this process."""
-    if not settings.cache_url:
-        return MemoryIndex(encoder.dimensions)
-    from cache.qdrant import QdrantIndex  # its client takes a second to import
-
-    return QdrantIndex(
-        settings.cache_url,
-        collection=f"imgen-{encoder.hash}",
-        dimensions=encoder.dimensions,
-        api_key=settings.cache_key or None,
-        timeout=settings.cache_timeout,
-    )
 
 
 def optimizer_of(settings: Settings, catalog: Catalog) -> ChatModel | Templates:

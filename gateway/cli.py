@@ -12,6 +12,7 @@ from gateway import __version__
 from gateway.commands.acs import acs
 from gateway.commands.appeals import app as appeals_app
 from gateway.commands.audit import app as audit_app
+from gateway.commands.cache import app as cache_app
 from gateway.commands.jobs import app as jobs_app
 from gateway.commands.rulesets import app as rulesets_app
 from gateway.commands.storage import app as storage_app
@@ -47,6 +48,7 @@ app.command()(acs)
 app.command()(verify)
 app.add_typer(audit_app, name="audit")
 app.add_typer(appeals_app, name="appeals")
+app.add_typer(cache_app, name="cache")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(rulesets_app, name="rulesets")
 app.add_typer(storage_app, name="storage")

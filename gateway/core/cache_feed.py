@@ -99,6 +99,13 @@ class CacheFeed:
             self._look_back_at = self._now() + LOOK_BACK
         return len(fresh)
 
+    async def follow_all(self) -> int:
+        """Index all that is not indexed yet; how many. The encoder must be there. Raises as `follow` does."""
+        count = 0
+        while step := await self.follow():
+            count += step
+        return count
+
     async def fill(self) -> int:
         """Write down all completed jobs that have no entry; how many. Raises `Unavailable`."""
         count, after = 0, ""
@@ -113,13 +120,27 @@ class CacheFeed:
                 return count
             after = last
 
+    async def count(self) -> int:
+        """Points of the index. Raises `CacheError`."""
+        return 0 if self._embedder.index is None else await self._embedder.index.count()
+
+    async def forget(self, gen_ids: Sequence[str]) -> None:
+        """Take these out of the index. Raises `CacheError`."""
+        if self._embedder.index is not None:
+            await self._embedder.index.remove(gen_ids)
+
+    async def clear(self) -> None:
+        """Take all out of the index. Raises `CacheError`."""
+        if self._embedder.index is not None:
+            await self._embedder.index.clear()
+
     async def expire(self) -> int:
         """Let go some entries whose time is over; how many. Raises `Unavailable` and `CacheError`."""
         if self._embedder.index is None:
             return 0
         gone = await self._entries.expire(now=self._now(), limit=BATCH)
         if gone:
-            await self._embedder.index.remove(gone)
+            await self.forget(gone)
         return len(gone)
 
     async def _put(self, fresh: Sequence[Entry], encoder: Encoder, index: Index) -> None:
@@ -151,8 +172,7 @@ class CacheFeed:
         while True:
             pause = FRESH
             try:
-                while await self.follow():
-                    pass
+                await self.follow_all()
             except (Unavailable, CacheError) as exc:
                 log.warning("cache not indexed", error=str(exc))
                 pause = PAUSE

@@ -216,7 +216,9 @@ class Caching:
     async def _first(self, chosen: Sequence[tuple[str, float]], ask: _Ask, *, exact: bool) -> Found | None:
         """The first of these that may really be handed out."""
         for gen_id, similarity in chosen:
-            job = await self._jobs.get(gen_id)
+            # An index may still have what the operator purged.
+            known = exact or await self._entries.get(gen_id) is not None
+            job = await self._jobs.get(gen_id) if known else None
             indexes = handed_out(job) if job is not None and self._may(job, ask) else ()
             if job is None or len(indexes) < ask.drawing.n:
                 await self._doubt(gen_id, job)

@@ -54,6 +54,13 @@ class Embedder:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._limiter: anyio.CapacityLimiter | None = None
 
+    @classmethod
+    def ready(cls, encoder: Encoder, index: Index) -> Embedder:
+        """With both at hand, the index open: for a command, which is alone with them."""
+        embedder = cls(lambda: encoder, lambda _: index)
+        embedder._encoder, embedder._index = encoder, index
+        return embedder
+
     @property
     def encoder(self) -> Encoder | None:
         """None until it is loaded."""
@@ -79,7 +86,7 @@ class Embedder:
     async def embed(self, text: str) -> tuple[Encoder, Vector]:
         """The vector of a text, and whose it is. Raises `cache.errors.EncoderUnavailable`, also while it is loading."""
         encoder = self._encoder
-        if encoder is None or self._tasks is None:
+        if encoder is None:
             raise EncoderUnavailable(self._why)
         known = self._known.get(text)
         if known is not None:
@@ -88,8 +95,11 @@ class Embedder:
         flight = self._flights.get(text)
         if flight is None:
             flight = self._flights[text] = _Flight()
-            # A task of its own: whoever gives up waiting must not take it from the others.
-            self._tasks.start_soon(self._fly, encoder, text, flight)
+            if self._tasks is None:
+                await self._fly(encoder, text, flight)
+            else:
+                # A task of its own: whoever gives up waiting must not take it from the others.
+                self._tasks.start_soon(self._fly, encoder, text, flight)
         await flight.done.wait()
         if flight.vector is None:
             raise flight.error or EncoderUnavailable("the encoder was stopped")

@@ -185,6 +185,17 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CacheShare:
+    """What the cache has and did for a tenant: ``saved`` are the seconds of drawing that its hits did not cost."""
+
+    tenant: str
+    entries: int
+    embedded: int
+    hits: int
+    saved: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Watermark:
     """A visible mark that the caller wants on the picture, its file (an RGBA PNG) kept in private.
 

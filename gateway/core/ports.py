@@ -12,6 +12,7 @@ from compliance.verdict import Verdict
 from gateway.core.images import (
     ApiKey,
     Appeal,
+    CacheShare,
     Entry,
     Event,
     Job,
@@ -197,8 +198,8 @@ class Entries(Protocol):
         None for that at the end.
         """
 
-    async def count(self) -> Mapping[str, int]:
-        """How many each tenant has."""
+    async def shares(self) -> list[CacheShare]:
+        """What each tenant has of it."""
 
 
 class Keys(Protocol):

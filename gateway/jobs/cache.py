@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import BindParameter, and_, bindparam, delete, func, insert, or_, select, update
 
-from gateway.core.images import Entry, Job, State
+from gateway.core.images import CacheShare, Entry, Job, State
 from gateway.jobs.database import Database, Duplicate, Row
 from gateway.jobs.rows import FIELDS, decode
 from gateway.jobs.tables import cache_entries as entries
@@ -73,9 +73,19 @@ class SqlEntries:
                 found += [decode(row) for row in rows]
         return (window[-1][0] if window else None), found
 
-    async def count(self) -> Mapping[str, int]:
-        rows = await self._database.read(_COUNT)
-        return {row[0]: row[1] for row in rows}
+    async def shares(self) -> list[CacheShare]:
+        hits = {row[0]: (row[1], row[2]) for row in await self._database.read(_HITS)}
+        known = {row[0]: (row[1], row[2]) for row in await self._database.read(_COUNT)}
+        return [
+            CacheShare(
+                tenant=tenant,
+                entries=known.get(tenant, (0, 0))[0],
+                embedded=known.get(tenant, (0, 0))[1],
+                hits=hits.get(tenant, (0, 0.0))[0],
+                saved=float(hits.get(tenant, (0, 0.0))[1] or 0.0),
+            )
+            for tenant in sorted(known.keys() | hits.keys())
+        ]
 
 
 def _decode(row: Row) -> Entry:
@@ -117,4 +127,11 @@ _WINDOW = (
     .limit(_MOST)
 )
 _JOB_OF = select(*[jobs.c[name] for name in FIELDS]).where(jobs.c.gen_id == bindparam("id"), _DONE)
-_COUNT = select(entries.c.tenant, func.count()).group_by(entries.c.tenant)
+_COUNT = select(entries.c.tenant, func.count(), func.count(entries.c.vector)).group_by(entries.c.tenant)
+_DRAWN = jobs.alias("drawn_jobs")
+_HITS = (
+    select(jobs.c.tenant, func.count(), func.sum(_DRAWN.c.drawn_at - _DRAWN.c.started_at))
+    .select_from(jobs.outerjoin(_DRAWN, _DRAWN.c.gen_id == jobs.c.source))
+    .where(jobs.c.source.is_not(None))
+    .group_by(jobs.c.tenant)
+)
