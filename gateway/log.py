@@ -40,5 +40,5 @@ def configure(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("uvicorn.access", "httpx", "httpcore", "aiosqlite", "alembic", "PIL", "asyncio"):
+    for noisy in ("uvicorn.access", "httpx", "httpx2", "httpcore", "aiosqlite", "alembic", "PIL", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -16,7 +16,7 @@ LINT = Path(sys.executable).with_name("lint-imports")
 def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("house")
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for package in ("gateway", "handler", "compliance"):
+    for package in ("gateway", "handler", "compliance", "cache"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("model", "__pycache__"))
     return folder
 
@@ -49,6 +49,11 @@ def test_the_code_as_it_stands_keeps_every_contract(copy):
         pytest.param("gateway/acs/remote.py", "import gateway.dialects.imgen", "Who reviews knows", id="acs-dialect"),
         pytest.param("gateway/acs/remote.py", "import gateway.jobs.store", "Who reviews knows", id="acs-jobs"),
         pytest.param("gateway/acs/build.py", "import gateway.app", "The gateway's layers", id="acs-app"),
+        pytest.param(
+            "gateway/llm/openai.py", "import gateway.dialects.imgen", "Who enhances prompts", id="llm-dialect"
+        ),
+        pytest.param("gateway/llm/templates.py", "import gateway.jobs.store", "Who enhances prompts", id="llm-jobs"),
+        pytest.param("gateway/core/optimizing.py", "import openai", "Core knows no HTTP", id="core-openai"),
         pytest.param("gateway/core/service.py", "import gateway.acs.local", "The gateway's layers", id="core-acs"),
         pytest.param(
             "gateway/dialects/imgen/answer.py", "import compliance.rules", "Dialects only translate", id="dialect"
