@@ -21,14 +21,16 @@ import numpy.typing as npt
 from cache.encoder import Vector
 from cache.index import Near, Point
 
-#: Points of a scope up to which a search runs on the event loop: 0.1 ms, about what the way to a thread and back costs.
+#: Points up to which a search compares vectors on the event loop: 0.1 ms, what the way to a thread and back costs.
 INLINE = 1500
+#: Points of a scope up to which a search looks for a form on the event loop.
+INLINE_FORMS = 64 * INLINE
 #: Points of a block: a search's slice in the processor's caches, and what a number of a place leaves room for.
 ROWS = 16384
 #: A scope's first block grows by copying up to here, 3 MB. The next are as large as all before them together.
 COPIED = 2048
 #: Steps of a long loop after which others have their turn.
-TURN = 256
+TURN = 64
 
 T = TypeVar("T", bound=np.generic)
 Rows = npt.NDArray[np.intp]
@@ -74,7 +76,7 @@ class MemoryIndex:
     ) -> list[Near]:
         blocks = list(self._scopes.get(scope, ()))
         asked = (blocks, np.asarray(vector, np.float32), floor, limit, now, form)
-        if sum(block.count for block in blocks) <= INLINE:
+        if _is_quick(blocks, form):
             return self._search(*asked)
         return await anyio.to_thread.run_sync(self._search, *asked, limiter=self._threads)
 
@@ -154,6 +156,13 @@ class MemoryIndex:
         return sorted(hits, key=lambda near: near.similarity, reverse=True)
 
 
+def _is_quick(blocks: Sequence[_Block], form: tuple[str, str] | None) -> bool:
+    points = sum(block.count for block in blocks)
+    if form is None or points <= INLINE:
+        return points <= INLINE
+    return points <= INLINE_FORMS and sum(len(block.agreeing(form)) for block in blocks) <= INLINE
+
+
 class _Block:
     """Columns of one scope's points. A row that is free has expired before all time."""
 
@@ -208,20 +217,24 @@ class _Block:
         similarity = min(1.0, float(np.vecdot(self._vectors[row], vector)))
         return Near(id=self._ids.read(row), similarity=similarity, forms=forms)
 
+    def agreeing(self, form: tuple[str, str]) -> Rows:
+        """The rows of a form, those that have expired among them."""
+        used = self._used
+        words = self._forms.get(form[0])
+        return words.rows_of(form[1], used) if words else _NONE
+
     def near(
         self, vector: Vector, floor: np.float32, limit: int, now: float, form: tuple[str, str] | None
     ) -> tuple[list[int], list[float]]:
         """The rows and the scores of the nearest, in no order, while others may write."""
-        # Before the columns: they only get longer.
-        used = self._used
         if form is None:
+            used = self._used  # before the columns, which only get longer
             # One row after another: a product with the matrix goes to BLAS, whose threads spin and hold up the rest.
             scores = np.vecdot(self._vectors[:used], vector)
-            rows = np.flatnonzero((scores > floor) & (self.expires_at[:used] > now))
+            rows = ((scores > floor) & (self.expires_at[:used] > now)).nonzero()[0]
             scores = scores[rows]
         else:
-            words = self._forms.get(form[0])
-            rows = words.rows_of(form[1], used) if words else _NONE
+            rows = self.agreeing(form)
             if not len(rows):
                 return [], []
             rows = rows[self.expires_at[rows] > now]
@@ -262,7 +275,7 @@ class _Words:
         lanes, packed = self._lanes, _packed(word)
         if len(packed) > len(lanes):
             return _NONE
-        rows = np.flatnonzero(lanes[0, :used] == packed[0])
+        rows: Rows = (lanes[0, :used] == packed[0]).nonzero()[0]
         for lane in range(1, len(lanes)):
             rows = rows[lanes[lane, rows] == (packed[lane] if lane < len(packed) else 0)]
         return rows

@@ -376,6 +376,35 @@ async def test_a_scope_of_many_blocks_finds_what_numpy_finds() -> None:
         assert await found(index, vector) == expected
 
 
+async def test_a_search_in_a_thread_never_mixes_what_a_row_was_with_what_it_is() -> None:
+    wide = 256
+    east, north = np.eye(2, wide, dtype=np.float32)
+    index = MemoryIndex(wide)
+    crowd = [f"c{number}" for number in range(2 * memory.INLINE)]
+    await index.put([point(id, -east, forms={"way": "west"}) for id in crowd])
+    done = False
+
+    async def turn() -> None:
+        for way, vector in itertools.cycle([("north", north), ("east", east)]):
+            await index.put([point(f"{way}-{number}", vector, forms={"way": way}) for number in range(100)])
+            await index.put([point("both", vector, forms={"way": way})])
+            await index.remove([f"{way}-{number}" for number in range(100)])
+            await anyio.lowlevel.checkpoint()
+            if done:
+                return
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(turn)
+        for _ in range(150):
+            there = await near(index, east, limit=300, floor=-0.5)
+            assert len({each.id for each in there}) == len(there)
+            for each in there:
+                assert each.forms == {"way": "east" if each.similarity == 1.0 else "north"}
+                assert each.id == "both" or each.id.startswith(each.forms["way"])
+        done = True
+    assert await index.count() == len(crowd) + 1
+
+
 async def test_a_vector_of_another_length_is_refused_and_the_rest_stays() -> None:
     index = MemoryIndex(DIMENSIONS)
     await index.put([point("a")])
