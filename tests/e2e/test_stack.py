@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from compliance.verify import verify
-from tests.e2e.stack import KEY
+from tests.e2e.stack import KEY, running, wait_for
 
 REFERENCE = Path(__file__).parent / "reference"
 SIZES = [(1024, 1024), (1344, 768), (768, 1344), (1216, 832), (832, 1216), (1152, 896), (896, 1152)]
@@ -71,12 +71,12 @@ def test_cancel_stops_the_drawing_and_the_next_job_is_drawn(stack):
     assert stack.ended(after["id"])["status"] == "COMPLETED"
 
 
-def reference(name, stack):
+def reference(name, stack, prompt):
     """The printed client with our host and key; its prompt is replaced by one that is fit for everybody's eyes."""
     code = (REFERENCE / name).read_text(encoding="utf-8")
     host = "https://imgen.api.efficientstack.com"
     assert host in code and "@aya black lingerie, warm lighting" in code
-    return code.replace(host, stack.url).replace("@aya black lingerie, warm lighting", "@aya on a hill, warm lighting")
+    return code.replace(host, stack.url).replace("@aya black lingerie, warm lighting", prompt)
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,43 @@ def reference(name, stack):
         ),
     ],
 )
-def test_the_printed_client_runs_unchanged(stack, tmp_path, name, command):
+def test_the_printed_client_runs_unchanged_and_gets_the_same_from_the_cache(stack, tmp_path, name, command):
     script = tmp_path / name.removesuffix(".txt")
-    script.write_text(reference(name, stack), encoding="utf-8")
+    script.write_text(reference(name, stack, f"@aya on a hill, warm lighting, {command[0][-4:]}"), encoding="utf-8")
+    for told in ("(generated)", "(cache)"):
+        assert printed(command, script, stack).endswith(told)
+
+
+def test_the_printed_client_gets_it_from_the_cache_after_everything_was_started_anew(tmp_path):
+    script, data = tmp_path / "client.py", tmp_path / "var"
+    with running(data) as stack:
+        script.write_text(reference("client.py.txt", stack, "@bella in a forest, night"), encoding="utf-8")
+        assert printed([sys.executable], script, stack).endswith("(generated)")
+        assert stack.stop() == 0
+    with running(data) as stack:
+        script.write_text(reference("client.py.txt", stack, "@bella in a forest, night"), encoding="utf-8")
+        assert printed([sys.executable], script, stack).endswith("(cache)")
+        # In other words too: the index is filled again by itself.
+        wait_for(lambda: cached(stack, "@bella in the Forest, Night"), seconds=60)
+        assert stack.stop() == 0
+
+
+def cached(stack, prompt):
+    answer = stack.http.post(
+        "/api/v2", json={"action": "generate", "prompt": prompt, "style": "professional", "cache_only": True}
+    )
+    return answer.json().get("cache") is True
+
+
+def printed(command, script, stack):
+    """What the client prints in a fresh process: the address of a picture that is there, and where it is from."""
     environ = {**os.environ, "IMGEN_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         [*command, str(script)], env=environ, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("(generated)")
     assert stack.http.get(done.stdout.split()[0]).status_code == 200
+    return done.stdout.strip()
 
 
 def test_the_command_line_draws_and_verifies(stack, tmp_path):
