@@ -144,6 +144,7 @@ async def test_a_job_that_was_deleted_while_it_was_read_is_not_shown_nor_remembe
         deletion=world.replica(),
         safeguard=nobody,
         optimizing=nobody,
+        caching=nobody,
         policy=Policy(),
         now=world.desk.clock,
     )
@@ -339,7 +340,7 @@ async def test_one_job_that_can_not_be_purged_does_not_hold_up_the_others(world:
     assert (await world.stored(bad)).tries == 1
 
 
-STEPS = 13
+STEPS = 14
 
 
 @pytest.mark.parametrize("kind", ["done", "running", "evidence"])

@@ -16,6 +16,7 @@ from gateway.core.deletion import FOLDERS, Deletion
 from gateway.core.images import Job, Record
 from gateway.core.originals import Originals
 from gateway.errors import StorageUnavailable
+from gateway.jobs.cache import SqlEntries
 from gateway.jobs.deletions import SqlDeletions
 from gateway.jobs.originals import SqlOriginals
 from gateway.storage.disk import DiskStorage
@@ -88,6 +89,7 @@ class World:
             records=self.records,
             appeals=self.desk.appeals,
             audit=self.desk.audit,
+            forget=SqlEntries(self.desk.database).remove,
             withdraw=self._withdraw,
             policy=Policy(**{"lease": 15, "upload_ttl": HOUR, **policy}),
             now=self.desk.clock,
