@@ -23,7 +23,7 @@ LAYERS, WIDTH, HEADS = 6, 384, 12
 #: Tokens, of which two say where the text begins and ends.
 LENGTH = 256
 EPSILON = 1e-12
-#: Runs since onnxruntime 1.20, whose own operators are those of the second domain.
+#: The second domain has onnxruntime's own operators.
 OPSETS = (("", 20), ("com.microsoft", 1))
 
 

@@ -64,7 +64,8 @@ class MiniLM:
     """all-MiniLM-L6-v2: 384 dimensions. English; other languages by their letters, poorly.
 
     Milliseconds of CPU for a prompt of `bench.embedding`, in one run on AVX2 without VNNI; how far the similarities
-    of its pairs shift at most near 0.95; and which decisions there turn, of its 72 pairs and of 552 with a word changed:
+    of its pairs shift at most near 0.95; and which decisions turn there, of its 72 pairs and of 552 more that differ
+    in a word:
 
         sentence-transformers, torch       22.1
         onnxruntime: floats                 6.6   0.000    0    0
@@ -188,8 +189,8 @@ def _content(source: Path, name: str, digest: str) -> bytes:
     return content
 
 
-# A kept file has the hash of the encoder and that of its own bytes in its name; they differ a little by the processor
-# that made it.
+# A kept file has two hashes in its name: the encoder's, and that of its bytes, of which a few may differ by the processor
+# that made them.
 
 
 def _name(content: bytes) -> str:
