@@ -189,8 +189,8 @@ def _content(source: Path, name: str, digest: str) -> bytes:
     return content
 
 
-# A kept file has two hashes in its name: the encoder's, and that of its bytes, of which a few may differ by the processor
-# that made them.
+# A kept file has two hashes in its name: the encoder's, and that of its bytes, of which a few may differ with the
+# processor that made them.
 
 
 def _name(content: bytes) -> str:
