@@ -23,7 +23,7 @@ LAYERS, WIDTH, HEADS = 6, 384, 12
 #: Tokens, of which two say where the text begins and ends.
 LENGTH = 256
 EPSILON = 1e-12
-#: Runs since onnxruntime 1.20, whose own operators are those of the second domain.
+#: The second domain has onnxruntime's own operators.
 OPSETS = (("", 20), ("com.microsoft", 1))
 
 
@@ -38,12 +38,12 @@ class Graph:
     def model(self, *, watched: bool = False) -> onnx.ModelProto:
         """Input "tokens" of shape (count,), at most `LENGTH`; output "vector" of shape (384,).
 
-        With ``watched``, also what goes into each product by the names of `inputs`, of shape (count, channels).
+        With ``watched``, also what goes into each product by the names of `inputs`, of shape (1, count, channels).
         """
         self._embed()
         for layer in range(LAYERS):
             self._layer(layer)
-        self._op("ReduceMean", [f"{LAYERS}.in", self._constant("first", np.array([0]))], "mean", keepdims=0)
+        self._op("ReduceMean", [f"{LAYERS}.in", self._constant("outer", np.array([0, 1]))], "mean", keepdims=0)
         self._op("LpNormalization", ["mean"], "vector", axis=0, p=2)
         outputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, [WIDTH])]
         if watched:
@@ -62,7 +62,8 @@ class Graph:
         first = self._constant("first", np.array([0]))
         # All tokens are of the first kind: the second is for a second text.
         self._op("Slice", [self._constant("places", places[:LENGTH] + kinds[0]), first, "count", first], "placed")
-        self._norm("embeddings.LayerNorm", "words", "placed", "0.in")
+        self._op("Unsqueeze", ["placed", first], "placed.one")
+        self._norm("embeddings.LayerNorm", "words", "placed.one", "0.in")
 
     def _layer(self, number: int) -> None:
         at, name = f"{number}.", f"encoder.layer.{number}."
@@ -72,11 +73,9 @@ class Graph:
         )
         self._product(f"{at}in", weight, bias, f"{at}qkv")
         thirds = self._constant("thirds", np.array([WIDTH] * 3))
-        self._op("Split", [f"{at}qkv", thirds], *(f"{at}{part}" for part in "qkv"), axis=1)
-        first = self._constant("first", np.array([0]))
-        batches = [self._op("Unsqueeze", [f"{at}{part}", first], f"{at}{part}.one") for part in "qkv"]
-        self._op("MultiHeadAttention", batches, f"{at}heads.one", domain="com.microsoft", num_heads=HEADS)
-        self._op("Squeeze", [f"{at}heads.one", first], f"{at}heads")
+        parts = [f"{at}{part}" for part in "qkv"]
+        self._op("Split", [f"{at}qkv", thirds], *parts, axis=2)
+        self._op("MultiHeadAttention", parts, f"{at}heads", domain="com.microsoft", num_heads=HEADS)
         self._linear(f"{name}attention.output.dense", f"{at}heads", f"{at}seen")
         self._norm(f"{name}attention.output.LayerNorm", f"{at}seen", f"{at}in", f"{at}middle")
         self._linear(f"{name}intermediate.dense", f"{at}middle", f"{at}wide")
@@ -88,17 +87,18 @@ class Graph:
         self._product(source, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], target)
 
     def _norm(self, name: str, source: str, other: str, target: str) -> None:
-        """The norm of a sum."""
+        """The norm of a sum: in two steps, which onnxruntime does in a fifth of the time of its one step for both."""
         parts = [self._constant(f"{target}.{part}", self._weights[f"{name}.{part}"]) for part in ("weight", "bias")]
-        self._op("SkipLayerNormalization", [source, other, *parts], target, domain="com.microsoft", epsilon=EPSILON)
+        self._op("Add", [source, other], f"{target}.sum")
+        self._op("LayerNormalization", [f"{target}.sum", *parts], target, epsilon=EPSILON)
 
     def _look_up(self, table: Floats, target: str) -> None:
         self._op("Gather", [self._constant("table", table), "tokens"], target)
 
     def _product(self, source: str, weight: Floats, bias: Floats, target: str) -> None:
         """``weight`` is (to, from), as torch has it."""
-        parts = [self._constant(f"{target}.weight", weight.T), self._constant(f"{target}.bias", bias)]
-        self._op("Gemm", [source, *parts], target)
+        self._op("MatMul", [source, self._constant(f"{target}.weight", weight.T)], f"{target}.bare")
+        self._op("Add", [f"{target}.bare", self._constant(f"{target}.bias", bias)], target)
 
     def _constant(self, name: str, values: npt.NDArray[Any]) -> str:
         if name not in self._constants:
