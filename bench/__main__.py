@@ -8,7 +8,7 @@ from pathlib import Path
 
 PARTS = (
     *("calls", "pipeline", "finishing", "worker", "compliance", "words"),
-    *("provenance", "pixelmark", "recognition", "embedding", "gpu"),
+    *("provenance", "pixelmark", "recognition", "embedding", "cache", "index", "gpu"),
 )
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--marked", type=int, default=500, help="pictures that pixelmark marks")
     parser.add_argument("--drawn", type=int, default=70, help="how many of them the model draws, once; they are kept")
+    parser.add_argument("--million", action="store_true", help="index also searches among a million points")
     parser.add_argument("--gallery", type=Path, help="a folder of pictures at art size for pixelmark to take instead")
     given = parser.parse_args()
     parts = given.parts or PARTS
@@ -61,6 +62,14 @@ def main() -> None:
             from bench import embedding
 
             embedding.run(rounds=given.rounds)
+        if "cache" in parts:
+            from bench import cache
+
+            cache.run(Path(folder) / "cache", rounds=given.rounds)
+        if "index" in parts:
+            from bench import cache_index
+
+            cache_index.run(million=given.million)
         if "gpu" in parts:
             from bench import gpu
 

@@ -1,4 +1,4 @@
-"""What a look into the cache costs, against a bare route and against the encoder alone: CPU time, alternated in one run.
+"""What a look into the cache costs, against a bare route and against the encoder alone: CPU time, in one run.
 
 The look-up is what the gateway does between the prompt gate and the drawing: keys and canonical forms, the table of
 entries, the vector, the index, the guard, and the job's own row. The bare route is a Starlette route that answers JSON,
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import ClassVar
 
 import orjson
+import structlog
 
 from bench.gateway_calls import KEY, server
 from bench.load import measure
@@ -55,7 +58,7 @@ PAINTS = ("red", "blue", "green", "yellow", "purple", "white", "black", "golden"
 class Nothing:
     """Counts nothing, and knows one ruleset."""
 
-    rulesets = {"default": "1"}
+    rulesets: ClassVar[dict[str, str]] = {"default": "1"}
 
     def cache_hit(self, tier: str, seconds: float) -> None: ...
 
@@ -68,6 +71,8 @@ class Nothing:
 
 def run(data: Path, *, rounds: int, entries: int = 1000, looks: int = 150) -> None:
     """Print a row for each kind of look-up."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    data.mkdir(parents=True, exist_ok=True)
     with server("bench.servers:echo") as (process, port):
         body = orjson.dumps({"action": "generate", "prompt": "a red house on a hill"})
         samples = [asyncio.run(measure(process, port, body, KEY, connections=32, seconds=2.0)) for _ in range(rounds)]
@@ -82,7 +87,6 @@ def run(data: Path, *, rounds: int, entries: int = 1000, looks: int = 150) -> No
 
 async def _measure(data: Path, *, rounds: int, entries: int, looks: int) -> dict[str, float]:
     url = f"sqlite:///{data / 'bench.db'}"
-    data.mkdir(parents=True, exist_ok=True)
     await migrate(url)
     encoder = MiniLM.open(data / "encoder")
     database = Database(url)
@@ -103,8 +107,9 @@ async def _measure(data: Path, *, rounds: int, entries: int, looks: int) -> dict
             entries=table, jobs=store, embedder=Embedder.ready(encoder, index), compliance=Nothing(),  # type: ignore[arg-type]
             policy=policy, meter=Nothing(), now=time.time,
         )  # fmt: skip
-        fresh = (f"{drawing.text}, {number}th of many" for number in itertools.count() for drawing in drawings)
+        others = [_drawing(prompt) for prompt in itertools.islice(_prompts(), entries, entries + rounds * looks + 1)]
         ways: dict[str, Callable[[int], Awaitable[bool]]] = {
+            "equal: a hit, asked a moment ago": lambda at: _find(caching, drawings[at % 8], exact=True),
             "equal: a hit": lambda at: _find(caching, drawings[at % entries], exact=True),
             "similar: a hit, words not seen before": lambda at: _find(
                 Caching(
@@ -116,7 +121,7 @@ async def _measure(data: Path, *, rounds: int, entries: int, looks: int) -> dict
             "similar: a hit, words seen before": lambda at: _find(
                 caching, _drawing(f"The {drawings[at % 8].text.capitalize()}"), exact=False
             ),
-            "a miss, words not seen before": lambda at: _missed(caching, _drawing(next(fresh))),
+            "a miss, words not seen before": lambda at: _missed(caching, others[at]),
             "the encoder alone": lambda at: _encoded(encoder, f"The {drawings[at % entries].text.capitalize()}"),
         }  # fmt: skip
         taken: dict[str, list[float]] = {name: [] for name in ways}

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
 import anyio
 import orjson
@@ -31,6 +33,8 @@ from gateway.errors import CacheUnavailable, Unavailable
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 #: Points that one look takes from the index.
 PROPOSED = 64
@@ -38,6 +42,10 @@ PROPOSED = 64
 _OF_KEY = 16
 #: Seconds without a question to an index that did not answer.
 REST = 5.0
+#: Seconds that rows are remembered, as long as a job that was deleted through another replica may still be found by
+#: this one; and how many.
+_REMEMBERED = 1.0
+_MOST_REMEMBERED = 1024
 #: What a caller may ask to be equal too, beyond the scope.
 MATCHES = ("dimensions", "negative")
 
@@ -101,6 +109,8 @@ class Caching:
         self._shared = shared
         self._chance = chance or random.SystemRandom()
         self._rests_until = 0.0
+        self._of_key: _Recent[tuple[str, int | None], list[Entry]] = _Recent(now)
+        self._rows: _Recent[str, Job | None] = _Recent(now)
         #: Called when there is something new to index.
         self.on_new: Callable[[], None] = lambda: None
 
@@ -152,12 +162,19 @@ class Caching:
         except CacheError as exc:
             raise CacheUnavailable from exc
 
+    def deleted(self, gen_id: str) -> None:
+        """A job was deleted here: from now on it is no hit of this replica."""
+        self._rows.drop(gen_id)
+
     # The tiers
 
     async def _exact(self, ask: _Ask) -> Found | None:
         if ask.wish.force:
             return None  # the whole scope is the pool, by the caller's own wish
-        asked = await self._entries.of_key(ask.key, seed=ask.seed, now=self._now(), limit=_OF_KEY)
+        asked = await self._of_key.get(
+            (ask.key, ask.seed),
+            lambda: self._entries.of_key(ask.key, seed=ask.seed, now=self._now(), limit=_OF_KEY),
+        )
         pool = [each for each in asked if each.pictures >= ask.drawing.n][: ask.wish.pick]
         return await self._first([(each.gen_id, 1.0) for each in ask.shuffled(pool, self._chance)], ask, exact=True)
 
@@ -176,7 +193,8 @@ class Caching:
             self._rests_until = self._now() + REST
             log.warning("cache not asked", error=str(exc) or type(exc).__name__)
             return self._missed("timeout" if isinstance(exc, TimeoutError) else "error", _UNANSWERED)
-        same_size = [each for each in near if each.forms.get("dimensions") == ask.forms["dimensions"]]
+        size = _size(ask.drawing)
+        same_size = [each for each in near if each.forms.get("dimensions") == size]
         pool = (same_size or near)[: ask.wish.pick]
         chosen = [(each.id, min(each.similarity, 1.0)) for each in ask.shuffled(pool, self._chance)]
         return await self._first(chosen, ask, exact=False) or Found()
@@ -187,7 +205,7 @@ class Caching:
         level: Level = "off" if wish.force else policy.cache_guard
         floor = policy.cache_force_floor if wish.force else policy.cache_floor
 
-        index = self._embedder.index
+        index, forms = self._embedder.index, forms_of(ask.drawing)
         assert index is not None
 
         async def search(form: tuple[str, str] | None) -> list[Near]:
@@ -201,16 +219,16 @@ class Caching:
             )
 
         proposed = await search(None)
-        passed = [each for each in proposed if level == "off" or each.forms.get(level) == ask.forms[level]]
+        passed = [each for each in proposed if level == "off" or each.forms.get(level) == forms[level]]
         self._meter.cache_refused(len(proposed) - len(passed))
         if level != "off" and len(proposed) == PROPOSED and len(passed) < wish.pick:
             # Near misses may have taken all places.
-            passed = await search((level, ask.forms[level]))
+            passed = await search((level, forms[level]))
         return [
             each
             for each in passed
             if int(each.forms.get("pictures", 1)) >= ask.drawing.n
-            and all(each.forms.get(name) == ask.forms[name] for name in wish.match)
+            and all(each.forms.get(name) == forms[name] for name in wish.match)
         ]
 
     async def _first(self, chosen: Sequence[tuple[str, float]], ask: _Ask, *, exact: bool) -> Found | None:
@@ -218,7 +236,7 @@ class Caching:
         for gen_id, similarity in chosen:
             # An index may still have what the operator purged.
             known = exact or await self._entries.get(gen_id) is not None
-            job = await self._jobs.get(gen_id) if known else None
+            job = await self._rows.get(gen_id, partial(self._jobs.get, gen_id)) if known else None
             indexes = handed_out(job) if job is not None and self._may(job, ask) else ()
             if job is None or len(indexes) < ask.drawing.n:
                 await self._doubt(gen_id, job)
@@ -240,12 +258,15 @@ class Caching:
 
     def _may(self, job: Job, ask: _Ask) -> bool:
         """Whether the row says what the entry said, and whether it is still true."""
-        entry = entry_of(job, 0)
-        return entry is not None and job.state is State.COMPLETED and entry.scope == ask.scope
+        if job.state is not State.COMPLETED or not fit(job) or job.outcome is None:
+            return False
+        verdict = job.outcome.verdict
+        of = (job.tenant, job.delivery.tier, verdict.ruleset, verdict.ruleset_version)
+        return scope_of(job.drawing, *of) == ask.scope
 
     async def _doubt(self, gen_id: str, job: Job | None) -> None:
         """Forget what points at nothing any more. An open job may yet be completed."""
-        if job is not None and (job.open or (job.state is State.COMPLETED and entry_of(job, 0) is not None)):
+        if job is not None and (job.open or (job.state is State.COMPLETED and fit(job))):
             return
         try:
             await self.forget(gen_id)
@@ -255,6 +276,29 @@ class Caching:
     def _missed(self, cause: str, found: Found) -> Found:
         self._meter.cache_failed(cause)
         return found
+
+
+class _Recent(Generic[K, V]):
+    """What was read a moment ago: a prompt that everybody asks for costs one read a second."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._known: OrderedDict[K, tuple[float, V]] = OrderedDict()
+
+    async def get(self, key: K, read: Callable[[], Awaitable[V]]) -> V:
+        now = self._now()
+        known = self._known.get(key)
+        if known is not None and now - known[0] < _REMEMBERED:
+            return known[1]
+        value = await read()
+        self._known[key] = now, value
+        self._known.move_to_end(key)
+        if len(self._known) > _MOST_REMEMBERED:
+            self._known.popitem(last=False)
+        return value
+
+    def drop(self, key: K) -> None:
+        self._known.pop(key, None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,13 +312,11 @@ class _Ask:
     version: str
     key: str = field(init=False)
     scope: str = field(init=False)
-    forms: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         of = (self.caller.tenant, self.caller.tier, self.delivery.ruleset, self.version)
         object.__setattr__(self, "key", key_of(self.drawing.asked, *of))
         object.__setattr__(self, "scope", scope_of(self.drawing, *of))
-        object.__setattr__(self, "forms", forms_of(self.drawing))
 
     @property
     def seed(self) -> int | None:
@@ -291,17 +333,11 @@ class _Ask:
 
 
 def entry_of(job: Job, days: float) -> Entry | None:
-    """What the cache may know of a finished job that is or is about to be completed; None if it must not know it.
-
-    Not of what a person let go, nor of what was drawn with references, nor of what is a copy itself.
-    """
-    drawing, outcome = job.drawing, job.outcome
-    if outcome is None or job.drawn is None or job.source or job.release or job.deleted_at is not None:
+    """What the cache may know of a finished job that is or is about to be completed; None if it must not know it."""
+    drawing = job.drawing
+    if not fit(job) or job.outcome is None:
         return None
-    pictures = handed_out(job)
-    if not pictures or drawing.references or not drawing.prompt:
-        return None
-    verdict = outcome.verdict
+    verdict = job.outcome.verdict
     of = (job.tenant, job.delivery.tier, verdict.ruleset, verdict.ruleset_version)
     return Entry(
         gen_id=job.gen_id,
@@ -313,10 +349,19 @@ def entry_of(job: Job, days: float) -> Entry | None:
         width=drawing.width,
         height=drawing.height,
         seed=drawing.seed,
-        pictures=len(pictures),
+        pictures=len(handed_out(job)),
         created_at=job.created_at,
         expires_at=job.created_at + days * 86_400 if days else None,
     )
+
+
+def fit(job: Job) -> bool:
+    """Whether a finished job's pictures may stand for others: not what a person let go, nor what was drawn with
+    references, nor what is a copy itself.
+    """
+    if job.drawn is None or job.source or job.release or job.deleted_at is not None:
+        return False
+    return bool(job.drawing.prompt and not job.drawing.references and handed_out(job))
 
 
 def handed_out(job: Job) -> tuple[int, ...]:
@@ -383,9 +428,13 @@ def forms_of(drawing: Drawing) -> dict[str, str]:
     text, terms = words_of(drawing)
     forms = {level: _word(level, form(text, terms, level)) for level in LEVELS if level != "off"}
     return forms | {
-        "dimensions": f"{drawing.width}x{drawing.height}",
+        "dimensions": _size(drawing),
         "negative": _word("negative", sorted(term.lower() for term in terms)),
     }
+
+
+def _size(drawing: Drawing) -> str:
+    return f"{drawing.width}x{drawing.height}"
 
 
 def seconds_of(job: Job) -> float:
@@ -400,7 +449,7 @@ def _word(kind: str, *parts: object) -> str:
 
 
 def _other_size(job: Job, drawing: Drawing) -> tuple[Notice, ...]:
-    have, want = f"{job.drawing.width}x{job.drawing.height}", f"{drawing.width}x{drawing.height}"
+    have, want = _size(job.drawing), _size(drawing)
     return (Notice(code="cache_size", field="width,height", given=want, used=have),) if have != want else ()
 
 

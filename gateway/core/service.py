@@ -358,6 +358,8 @@ class GenerationService:
             raise JobNotFound
         deleted = await self._deletion.delete(caller, job)
         self._remember(surface, public_id, None)
+        if self._caching is not None:
+            self._caching.deleted(deleted.gen_id)
         for known, (_, copy) in list(self._recent.items()):
             if copy is not None and copy.source == job.gen_id:
                 self._remember(*known, None)
