@@ -235,7 +235,7 @@ class Caching:
         """The first of these that may really be handed out."""
         for gen_id, similarity in chosen:
             # An index may still have what the operator purged.
-            known = exact or await self._entries.get(gen_id) is not None
+            known = exact or self._lives(await self._entries.get(gen_id))
             job = await self._rows.get(gen_id, partial(self._jobs.get, gen_id)) if known else None
             indexes = handed_out(job) if job is not None and self._may(job, ask) else ()
             if job is None or len(indexes) < ask.drawing.n:
@@ -255,6 +255,9 @@ class Caching:
                 notices=_other_size(job, ask.drawing),
             )
         return None
+
+    def _lives(self, entry: Entry | None) -> bool:
+        return entry is not None and (entry.expires_at is None or entry.expires_at > self._now())
 
     def _may(self, job: Job, ask: _Ask) -> bool:
         """Whether the row says what the entry said, and whether it is still true."""

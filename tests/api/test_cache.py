@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
 from compliance.authority import load_or_create
 from compliance.verify import verify
 from gateway.core import access
+from gateway.core.images import State
 from gateway.errors import SettingsError
 from gateway.jobs.database import Database
 from gateway.jobs.keys import SqlKeys
+from gateway.jobs.store import SqlJobs
 from gateway.settings import Settings
 from tests.api.conftest import KEY, Gateway, opened, settings
 from tests.api.fake_runpod import FakeRunPod
@@ -330,3 +334,80 @@ async def test_a_flag_of_a_wrong_kind_is_a_400(gateway: Gateway, field: str) -> 
 def test_the_settings_know_what_fits_together() -> None:
     with pytest.raises(SettingsError, match="IMGEN_CACHE_KEY: set it together with cache_url"):
         Settings.from_environ({"IMGEN_CACHE_KEY": "secret"})
+
+
+async def _change(gateway: Gateway, statement: str, **values: Any) -> None:
+    database = Database(gateway.settings.database())
+    async with database.open():
+        await database.write(text(statement), values)
+
+
+async def test_a_hit_that_nobody_finished_is_finished_after_a_restart(tmp_path: Any) -> None:
+    async with opened(settings(tmp_path), FakeRunPod(key="rp-key")) as gateway:
+        await gateway.picture(PROMPT)
+        found = await hit(gateway)
+        database = Database(gateway.settings.database())
+        async with database.open():
+            jobs = SqlJobs(database)
+            done = await jobs.find("imgen", found["id"])
+            assert done is not None and done.source == found["gen_id"]
+    # As a kill -9 right after the row was written leaves it.
+    torn = replace(done, gen_id="a" * 20, public_id="cache_" + "a" * 32, state=State.FINISHING, outcome=None)
+    async with database.open():
+        await SqlJobs(database).add(torn, lease="dead", until=0.0)
+    async with opened(settings(tmp_path), FakeRunPod(key="rp-key")) as gateway:
+        status = await gateway.ended(torn.public_id)
+        assert status["status"] == "COMPLETED" and status["cache"] is True
+        assert status["meta"]["gen_id"] == found["gen_id"]
+        await image(gateway, status["meta"])
+
+
+async def test_a_hit_whose_original_was_deleted_before_it_was_finished_fails_and_shows_nothing(tmp_path: Any) -> None:
+    async with opened(settings(tmp_path), FakeRunPod(key="rp-key")) as gateway:
+        job = await gateway.call("generate", prompt=PROMPT)
+        await gateway.ended(job["id"])
+        found = await hit(gateway)
+        database = Database(gateway.settings.database())
+        async with database.open():
+            done = await SqlJobs(database).find("imgen", found["id"])
+        assert done is not None
+        await gateway.call("delete", id=job["id"])
+        torn = replace(done, gen_id="b" * 20, public_id="cache_" + "b" * 32, state=State.FINISHING, outcome=None)
+        async with database.open():
+            await SqlJobs(database).add(torn, lease="dead", until=0.0)
+        status = await gateway.ended(torn.public_id)
+        assert (status["status"], status["code"]) == ("FAILED", "cached_picture_gone") and "meta" not in status
+
+
+async def test_an_hour_later_a_hit_is_a_404_and_then_its_files_go(gateway: Gateway) -> None:
+    first = await gateway.picture(PROMPT)
+    found = await hit(gateway)
+    url = found["meta"]["images"][0]["url"]
+    statement = "UPDATE jobs SET created_at = created_at - :by WHERE public_id = :id"
+    await _change(gateway, statement, id=found["id"], by=3601.0)
+    with anyio.fail_after(10):
+        while (answer := await gateway.post({"action": "status", "id": found["id"]})).status_code == 200:
+            await anyio.sleep(0.1)
+    told = answer.json()
+    assert (answer.status_code, told["error"]) == (404, "Cached result not found or expired")
+    # What was handed out in time is there as long as its address lives.
+    assert (await gateway.http.get(url)).status_code == 200
+    assert (await hit(gateway))["gen_id"] == first["gen_id"]
+
+
+async def test_optimised_requests_are_found_by_the_words_that_were_asked(gateway: Gateway) -> None:
+    first = await gateway.picture("a red house", optimize=True)
+    assert first["optimized"] is True and first["prompt"] != "a red house"
+    found = await hit(gateway, "a red house", optimize=True)
+    assert found["gen_id"] == first["gen_id"] and found["matched_prompt"] == first["prompt"]
+    assert found["prompt"] == "a red house"
+    assert (await semantic(gateway, "A Red house"))["gen_id"] == first["gen_id"]
+
+
+async def test_what_expired_is_no_hit(open_gateway: Any) -> None:
+    gateway = await open_gateway(IMGEN_CACHE_DAYS="1")
+    await gateway.picture(PROMPT)
+    await semantic(gateway, REWORDED)
+    await _change(gateway, "UPDATE cache_entries SET expires_at = :now", now=1.0)
+    await anyio.sleep(1.1)
+    await missed(gateway, PROMPT)
