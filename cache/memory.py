@@ -78,7 +78,8 @@ class MemoryIndex:
         asked = (blocks, np.asarray(vector, np.float32), floor, limit, now, form)
         if _is_quick(blocks, form):
             return self._search(*asked)
-        return await anyio.to_thread.run_sync(self._search, *asked, limiter=self._threads)
+        # It only reads, so who is tired of waiting may go.
+        return await anyio.to_thread.run_sync(self._search, *asked, limiter=self._threads, abandon_on_cancel=True)
 
     async def remove(self, ids: Sequence[str]) -> None:
         for done, id in enumerate(ids, 1):
