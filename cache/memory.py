@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -23,8 +24,8 @@ from cache.index import Near, Point
 
 #: Points up to which a search compares vectors on the event loop: 0.1 ms, what the way to a thread and back costs.
 INLINE = 1500
-#: Points of a scope up to which a search looks for a form on the event loop.
-INLINE_FORMS = 64 * INLINE
+#: Points of a scope up to which a search looks for a form on the event loop: as long.
+INLINE_FORMS = 100 * INLINE
 #: Points of a block: a search's slice in the processor's caches, and what a number of a place leaves room for.
 ROWS = 16384
 #: A scope's first block grows by copying up to here, 3 MB. The next are as large as all before them together.
@@ -256,9 +257,13 @@ class _Block:
 
 
 class _Words:
-    """A column of short words: eight bytes to a lane, so that one lane of all rows is compared at once."""
+    """A column of short words: eight bytes to a lane, and a tag of two bytes that most others do not share.
+
+    To find a word among a million is to read two megabytes.
+    """
 
     def __init__(self, capacity: int) -> None:
+        self._tags = np.zeros(capacity, np.uint16)
         self._lanes = np.zeros((1, capacity), np.uint64)
 
     def write(self, row: int, word: str) -> None:
@@ -267,6 +272,7 @@ class _Words:
             self._lanes = _longer(self._lanes, len(packed))
         self._lanes[: len(packed), row] = packed
         self._lanes[len(packed) :, row] = 0
+        self._tags[row] = _tag(word)
 
     def read(self, row: int) -> str:
         return self._lanes[:, row].tobytes().rstrip(b"\0").decode()
@@ -276,13 +282,18 @@ class _Words:
         lanes, packed = self._lanes, _packed(word)
         if len(packed) > len(lanes):
             return _NONE
-        rows: Rows = (lanes[0, :used] == packed[0]).nonzero()[0]
-        for lane in range(1, len(lanes)):
+        rows: Rows = (self._tags[:used] == _tag(word)).nonzero()[0]
+        for lane in range(len(lanes) if len(rows) else 0):
             rows = rows[lanes[lane, rows] == (packed[lane] if lane < len(packed) else 0)]
         return rows
 
     def grow(self, capacity: int) -> None:
+        self._tags = _longer(self._tags, capacity)
         self._lanes = np.ascontiguousarray(_longer(self._lanes.T, capacity).T)
+
+
+def _tag(word: str) -> np.uint16:
+    return np.uint16(zlib.crc32(word.encode()) & 0xFFFF)
 
 
 def _packed(word: str) -> npt.NDArray[np.uint64]:
