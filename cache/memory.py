@@ -2,6 +2,10 @@
 
 A scope is a list of blocks, a block a few columns; rows never move, so that a search may run in a thread while the
 event loop puts and removes. What such a search has found is looked at once more under the lock before it counts.
+
+There is no graph for large scopes: one of 100,000 points answers in 0.7 ms where comparing them all takes 15 ms, but
+costs 1 ms of CPU and 1 kB for each point at every start, and knows neither forms nor expiry. With a form to agree on,
+which is the rule, few vectors are compared at all.
 """
 
 from __future__ import annotations
