@@ -2,15 +2,20 @@
 
 A scope is a list of blocks, a block a few columns; rows never move, so that a search may run in a thread while the
 event loop puts and removes. What such a search has found is looked at once more under the lock before it counts.
+
+There is no graph for large scopes: one of 100,000 points answers in 0.7 ms where comparing them all takes 15 ms, but
+costs 1 ms of CPU and 1 kB for each point at every start, and knows neither forms nor expiry. With a form to agree on,
+which is the rule, few vectors are compared at all.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -23,10 +28,10 @@ from cache.index import Near, Point
 
 #: Points up to which a search compares vectors on the event loop: 0.1 ms, what the way to a thread and back costs.
 INLINE = 1500
-#: Points of a scope up to which a search looks for a form on the event loop.
-INLINE_FORMS = 64 * INLINE
-#: Points of a block: a search's slice in the processor's caches, and what a number of a place leaves room for.
-ROWS = 16384
+#: Points of a scope up to which a search looks for a form on the event loop: as long.
+INLINE_FORMS = 100 * INLINE
+#: Points of a block at most, and so what the number of a place leaves room for.
+ROWS = 65536
 #: A scope's first block grows by copying up to here, 3 MB. The next are as large as all before them together.
 COPIED = 2048
 #: Steps of a long loop after which others have their turn.
@@ -78,7 +83,8 @@ class MemoryIndex:
         asked = (blocks, np.asarray(vector, np.float32), floor, limit, now, form)
         if _is_quick(blocks, form):
             return self._search(*asked)
-        return await anyio.to_thread.run_sync(self._search, *asked, limiter=self._threads)
+        # It only reads, so who is tired of waiting may go.
+        return await anyio.to_thread.run_sync(self._search, *asked, limiter=self._threads, abandon_on_cancel=True)
 
     async def remove(self, ids: Sequence[str]) -> None:
         for done, id in enumerate(ids, 1):
@@ -144,7 +150,8 @@ class MemoryIndex:
         now: float,
         form: tuple[str, str] | None,
     ) -> list[Near]:
-        found = [(block, *block.near(vector, _at_most(floor), limit, now, form)) for block in blocks]
+        lowest, agree = _at_most(floor), (form[0], _Word.of(form[1])) if form else None
+        found = [(block, *block.near(vector, lowest, limit, now, agree)) for block in blocks]
         best = sorted(
             ((score, block, row) for block, rows, scores in found for row, score in zip(rows, scores, strict=True)),
             key=lambda each: each[0],
@@ -160,7 +167,8 @@ def _is_quick(blocks: Sequence[_Block], form: tuple[str, str] | None) -> bool:
     points = sum(block.count for block in blocks)
     if form is None or points <= INLINE:
         return points <= INLINE
-    return points <= INLINE_FORMS and sum(len(block.agreeing(form)) for block in blocks) <= INLINE
+    agree = form[0], _Word.of(form[1])
+    return points <= INLINE_FORMS and sum(len(block.agreeing(*agree)) for block in blocks) <= INLINE
 
 
 class _Block:
@@ -217,24 +225,24 @@ class _Block:
         similarity = min(1.0, float(np.vecdot(self._vectors[row], vector)))
         return Near(id=self._ids.read(row), similarity=similarity, forms=forms)
 
-    def agreeing(self, form: tuple[str, str]) -> Rows:
+    def agreeing(self, level: str, form: _Word) -> Rows:
         """The rows of a form, those that have expired among them."""
         used = self._used
-        words = self._forms.get(form[0])
-        return words.rows_of(form[1], used) if words else _NONE
+        words = self._forms.get(level)
+        return words.rows_of(form, used) if words else _NONE
 
     def near(
-        self, vector: Vector, floor: np.float32, limit: int, now: float, form: tuple[str, str] | None
+        self, vector: Vector, floor: np.float32, limit: int, now: float, agree: tuple[str, _Word] | None
     ) -> tuple[list[int], list[float]]:
         """The rows and the scores of the nearest, in no order, while others may write."""
-        if form is None:
+        if agree is None:
             used = self._used  # before the columns, which only get longer
             # One row after another: a product with the matrix goes to BLAS, whose threads spin and hold up the rest.
             scores = np.vecdot(self._vectors[:used], vector)
             rows = ((scores > floor) & (self.expires_at[:used] > now)).nonzero()[0]
             scores = scores[rows]
         else:
-            rows = self.agreeing(form)
+            rows = self.agreeing(*agree)
             if not len(rows):
                 return [], []
             rows = rows[self.expires_at[rows] > now]
@@ -254,39 +262,55 @@ class _Block:
         self.expires_at = np.concatenate([self.expires_at, free])
 
 
+class _Word(NamedTuple):
+    """A word as it is compared: two bytes that most others do not share, and all of it, eight bytes at a time."""
+
+    tag: np.uint16
+    packed: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, word: str) -> _Word:
+        data = word.encode()
+        packed = np.frombuffer(data.ljust(-(-len(data) // 8) * 8 or 8, b"\0"), np.uint64)
+        return cls(np.uint16(zlib.crc32(data) & 0xFFFF), packed)
+
+
 class _Words:
-    """A column of short words: eight bytes to a lane, so that one lane of all rows is compared at once."""
+    """A column of short words: their tags, and a lane for each eight bytes.
+
+    To find a word among a million is to read two megabytes of tags.
+    """
 
     def __init__(self, capacity: int) -> None:
+        self._tags = np.zeros(capacity, np.uint16)
         self._lanes = np.zeros((1, capacity), np.uint64)
 
     def write(self, row: int, word: str) -> None:
-        packed = _packed(word)
+        tag, packed = _Word.of(word)
         if len(packed) > len(self._lanes):
             self._lanes = _longer(self._lanes, len(packed))
         self._lanes[: len(packed), row] = packed
         self._lanes[len(packed) :, row] = 0
+        self._tags[row] = tag
 
     def read(self, row: int) -> str:
         return self._lanes[:, row].tobytes().rstrip(b"\0").decode()
 
-    def rows_of(self, word: str, used: int) -> Rows:
+    def rows_of(self, word: _Word, used: int) -> Rows:
         """Which of the first rows have this word."""
-        lanes, packed = self._lanes, _packed(word)
+        lanes, packed = self._lanes, word.packed
         if len(packed) > len(lanes):
             return _NONE
-        rows: Rows = (lanes[0, :used] == packed[0]).nonzero()[0]
-        for lane in range(1, len(lanes)):
+        rows: Rows = (self._tags[:used] == word.tag).nonzero()[0]
+        for lane in range(len(lanes)):
+            if not len(rows):
+                break
             rows = rows[lanes[lane, rows] == (packed[lane] if lane < len(packed) else 0)]
         return rows
 
     def grow(self, capacity: int) -> None:
+        self._tags = _longer(self._tags, capacity)
         self._lanes = np.ascontiguousarray(_longer(self._lanes.T, capacity).T)
-
-
-def _packed(word: str) -> npt.NDArray[np.uint64]:
-    data = word.encode()
-    return np.frombuffer(data.ljust(-(-len(data) // 8) * 8 or 8, b"\0"), np.uint64)
 
 
 def _longer(column: npt.NDArray[T], length: int) -> npt.NDArray[T]:

@@ -376,6 +376,17 @@ async def test_a_scope_of_many_blocks_finds_what_numpy_finds() -> None:
         assert await found(index, vector) == expected
 
 
+async def test_of_thousands_of_forms_each_finds_its_own() -> None:
+    index = MemoryIndex(DIMENSIONS)
+    await index.put([point(f"p{n}", forms={"ordered": f"form-{n}", "words": f"{n % 10}"}) for n in range(3000)])
+    for n in range(3000):
+        assert await found(index, form=("ordered", f"form-{n}")) == [f"p{n}"]
+    assert len(await found(index, form=("words", "7"), limit=999)) == 300
+    # More agree than are compared on the event loop.
+    await index.put([point(f"q{n}", forms={"words": "all"}) for n in range(2 * memory.INLINE)])
+    assert len(await found(index, form=("words", "all"), limit=9999)) == 2 * memory.INLINE
+
+
 async def test_a_search_in_a_thread_never_mixes_what_a_row_was_with_what_it_is() -> None:
     wide = 256
     east, north = np.eye(2, wide, dtype=np.float32)
