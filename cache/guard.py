@@ -72,14 +72,16 @@ def _clauses(text: str) -> list[list[str]]:
     """The words of each clause, as they count; clauses that say nothing are left out."""
     plain = unicodedata.normalize("NFKC", _RAISED.sub("^", text)).translate(_QUOTES)
     plain = _NAME.sub(_name, plain) if _LOWER.search(plain) else plain
-    plain = _SIGNS.sub(_literal, _QUOTED.sub(_literal, plain.casefold())).replace("&", " and ")
+    plain = plain.casefold()
     for short, word in _SHORT:
         plain = short.sub(word, plain)
+    plain = _SIGNS.sub(_literal, _QUOTED.sub(_literal, plain)).replace("&", " and ")
     said = frozenset(re.findall(r"\w+", plain))
     lettering = bool(said & _LETTERING)
     plain = _ASKED.sub("", plain)
     plain = plain if said & _HANGING else _PICTURE.sub("", plain)
     plain = plain if lettering else _RELATIVE.sub(" ", plain)
+    plain = _STUFF.sub("_a ", plain)
     plain = _TIME.sub(_apart, plain) if len(_TIME.findall(plain)) == 1 else plain
     # A comma before "and", "in" or the like is a matter of taste, but it ends what a negation leaves out.
     clauses = (_words(clause, lettering) for clause in (_ALL_ENDS if said & _WITHOUT else _ENDS).split(plain))
@@ -105,7 +107,9 @@ def _words(clause: str, lettering: bool) -> list[str]:
     """The words of a clause; where `lettering` is spoken of, each as it is spelt."""
     words: list[str] = []
     for word in _WORD.findall(clause):
-        if word in _NEUTRAL and not lettering:
+        # A black and white cat is one, a black and a white cat are two.
+        two = words[-1:] == ["and"] and words[-2:-1] and words[-2] in _KINDS
+        if word in _NEUTRAL and not lettering and not two:
             continue
         for part in _parts(word, after=words[-1:]):
             words += _SAME[part].split("-") if part in _SAME and not lettering else [part]
@@ -148,7 +152,7 @@ _SHORT = (
 # Signs that stand alone, such as a smile or an arrow, but not those that separate.
 _SIGNS = re.compile(r"(?<!\S)(?![-–—.,;:|/&]+(?!\S))[^\w\s]+(?!\S)")
 _LOWER = re.compile(r"\b[^\W\dA-Z_]\w+")
-_NAME = re.compile(r"(?<=[^\W\dA-Z_] )[A-Z]\w*")
+_NAME = re.compile(r"(?<=[^\W\dA-Z_] )[A-Z]\w*(?![\w-])")
 _PREPOSITIONS = "and|in|on|at|under|over|beside|behind|near|from|by|of|for|as|while"
 _ALL_ENDS, _ENDS = (
     re.compile(rf"[;\n。、，]|[,(){{}}\[\]]{taste}|[.!?:](?=\s|$)|\s[-–—|]+\s")
@@ -180,9 +184,13 @@ _NUMBERS: list[str] = _LISTS["numbers"].split()
 _COUNTED = frozenset([*_NUMBERS, "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred"])
 _SAME = {str(number): word for number, word in enumerate(_NUMBERS)}
 _SAME.update(pair.split("/") for pair in _LISTS["spellings"].split())
+_SETS = ("glue", "praise", "scene", "beside", "tints", "things", "parts", "hanging", "lettering", "names")
 _GLUE, _PRAISE, _SCENE, _BESIDE, _TINTS, _THINGS, _PARTS, _HANGING, _LETTERING, _NAMES = (
-    frozenset(_LISTS[name].split())
-    for name in (*("glue", "praise", "scene", "beside", "tints", "things", "parts", "hanging", "lettering", "names"),)
+    frozenset(_LISTS[name].split()) for name in _SETS
+)
+# Chicken on a plate is no chicken that stands on one.
+_STUFF = re.compile(
+    rf"\ban?\s+(?=(?:{'|'.join(_LISTS['stuff'].split())})\s*(?:[.,;:)]|$|\b(?:{_PREPOSITIONS}|with|next)\s))"
 )
 _ONE_OF = [frozenset(row.split()) for row in _LISTS["one_of"]]
 _KINDS = {word: word for word in (*_NUMBERS, *_LISTS["told"].split())}
