@@ -34,7 +34,8 @@ def form(text: str, negatives: Sequence[str], level: Level) -> str:
         return ""
     clauses = _clauses(text)
     if level == "words":
-        told = sorted(_KINDS[word] for clause in clauses for word in clause if word in _KINDS)
+        parts = (part for clause in clauses for word in clause for part in word.split("-"))
+        told = sorted(_KINDS.get(part, part) for part in parts if part in _KINDS or _COUNT.fullmatch(part))
     else:
         told = _ordered(clauses)
     terms = sorted({" ".join(word for clause in _clauses(term) for word in clause) for term in negatives})
@@ -175,6 +176,8 @@ _TIMES = (
     r"|in\s+the\s+(?:early\s+|late\s+)?(?:morning|afternoon|evening))"
 )
 _TIME = re.compile(rf"^\s*{_TIMES}\b|\b{_TIMES}(?=\s*[.]?\s*$)")
+# Figures, and tags as 2girls.
+_COUNT = re.compile(r"\.?\d+(?:\.\d+)?(?:girls?|boys?)?")
 # A man-eating plant is no man eating a plant.
 _JOINED = re.compile(r"-\w+ing$")
 _NEUTRAL = frozenset({"a", "an", "the", "is", "are", "being", "that", "which", "there"})
@@ -193,7 +196,7 @@ _STUFF = re.compile(
     rf"\ban?\s+(?=(?:{'|'.join(_LISTS['stuff'].split())})\s*(?:[.,;:)]|$|\b(?:{_PREPOSITIONS}|with|next)\s))"
 )
 _ONE_OF = [frozenset(row.split()) for row in _LISTS["one_of"]]
-_KINDS = {word: word for word in (*_NUMBERS, *_LISTS["told"].split())}
+_KINDS = {word: word for word in (*_COUNTED, *_LISTS["told"].split())}
 _WITHOUT = frozenset(_LISTS["kinds"][0].split())
 for _row in _LISTS["kinds"]:
     _KINDS.update(dict.fromkeys(_row.split(), _row.split()[0]))
