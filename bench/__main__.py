@@ -8,7 +8,7 @@ from pathlib import Path
 
 PARTS = (
     *("calls", "pipeline", "finishing", "worker", "compliance", "words"),
-    *("provenance", "pixelmark", "recognition", "embedding", "gpu"),
+    *("provenance", "pixelmark", "recognition", "embedding", "guard", "gpu"),
 )
 
 
@@ -61,6 +61,10 @@ def main() -> None:
             from bench import embedding
 
             embedding.run(rounds=given.rounds)
+        if "guard" in parts:
+            from bench import guard
+
+            guard.run(Path(folder) / "guard")
         if "gpu" in parts:
             from bench import gpu
 

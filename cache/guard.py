@@ -19,7 +19,7 @@ import tomllib
 import unicodedata
 from collections.abc import Sequence
 from importlib import resources
-from itertools import dropwhile, pairwise
+from itertools import dropwhile, groupby, pairwise
 from typing import Literal, get_args
 
 Level = Literal["ordered", "words", "off"]
@@ -44,6 +44,7 @@ def form(text: str, negatives: Sequence[str], level: Level) -> str:
 
 def _ordered(clauses: Sequence[list[str]]) -> list[str]:
     """The clauses in their order, and after them, in no order, what is said of the whole picture."""
+    clauses = _looks_sorted(clauses)
     said = {word for clause in clauses for word in clause}
     if said & _PARTS or any(len(said & kind) > 1 for kind in _ONE_OF):
         # Of two halves, or two times of day, it matters which clause stands with which.
@@ -62,6 +63,21 @@ def _ordered(clauses: Sequence[list[str]]) -> list[str]:
     free = [clause for clause, floats in zip(clauses, praise, strict=True) if floats]
     free += [clause for clause, floats in zip(others, scene, strict=True) if floats]
     return [*map(" ".join, placed), "|", *sorted(map(" ".join, map(_bare, free)))]
+
+
+def _looks_sorted(clauses: Sequence[list[str]]) -> list[list[str]]:
+    """The clauses, with those about one somebody's looks, where they follow each other, in one order."""
+    ordered: list[list[str]] = []
+    for looks, group in groupby(clauses, _of_looks):
+        run = list(group)
+        # Hair that is told of twice is that of two.
+        one = len({clause[-1] for clause in run}) == len(run)
+        ordered += sorted(run) if looks and one else run
+    return ordered
+
+
+def _of_looks(clause: Sequence[str]) -> bool:
+    return clause[-1] in _LOOKS and all(word in _LOOKS or word in _HUES for word in clause)
 
 
 def _places(floats: Sequence[bool]) -> int:
@@ -180,15 +196,28 @@ _TIME = re.compile(rf"^\s*{_TIMES}\b|\b{_TIMES}(?=\s*[.]?\s*$)")
 _COUNT = re.compile(r"\.?\d+(?:\.\d+)?(?:girls?|boys?)?")
 # A man-eating plant is no man eating a plant.
 _JOINED = re.compile(r"-\w+ing$")
-_NEUTRAL = frozenset({"a", "an", "the", "is", "are", "being", "that", "which", "there"})
+_NEUTRAL = frozenset({"a", "an", "the", "is", "are", "being", "that", "which", "there", "very"})
 
 _LISTS = tomllib.loads(resources.files("cache").joinpath("guard.toml").read_text(encoding="utf-8"))
 _NUMBERS: list[str] = _LISTS["numbers"].split()
 _COUNTED = frozenset([*_NUMBERS, "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred"])
 _SAME = {str(number): word for number, word in enumerate(_NUMBERS)}
 _SAME.update(pair.split("/") for pair in _LISTS["spellings"].split())
-_SETS = ("glue", "praise", "scene", "beside", "tints", "things", "parts", "hanging", "lettering", "names")
-_GLUE, _PRAISE, _SCENE, _BESIDE, _TINTS, _THINGS, _PARTS, _HANGING, _LETTERING, _NAMES = (
+_SETS = (
+    "glue",
+    "praise",
+    "scene",
+    "beside",
+    "tints",
+    "things",
+    "parts",
+    "looks",
+    "hues",
+    "hanging",
+    "lettering",
+    "names",
+)
+_GLUE, _PRAISE, _SCENE, _BESIDE, _TINTS, _THINGS, _PARTS, _LOOKS, _HUES, _HANGING, _LETTERING, _NAMES = (
     frozenset(_LISTS[name].split()) for name in _SETS
 )
 # Chicken on a plate is no chicken that stands on one.
