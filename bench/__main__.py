@@ -8,7 +8,7 @@ from pathlib import Path
 
 PARTS = (
     *("calls", "pipeline", "finishing", "worker", "compliance", "words"),
-    *("provenance", "pixelmark", "recognition", "embedding", "cache", "index", "gpu"),
+    *("provenance", "pixelmark", "recognition", "guard", "embedding", "cache", "index", "gpu"),
 )
 
 
@@ -70,6 +70,10 @@ def main() -> None:
             from bench import cache_index
 
             cache_index.run(million=given.million)
+        if "guard" in parts:
+            from bench import guard
+
+            guard.run(Path(folder) / "guard")
         if "gpu" in parts:
             from bench import gpu
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cache.pairs import pairs
 
-#: How many pairs of each group the first half has at the least.
+#: How many pairs of each group each half has at the least.
 LEAST = {
     "light": 60, "free": 25, "typo": 15, "colour": 12, "number": 12, "negation": 20, "subject": 12, "order": 20,
     "binding": 20, "attribute": 12, "style": 12, "long": 20, "addition": 12,
@@ -49,9 +49,16 @@ def test_no_pair_is_there_twice_nor_swapped():
     assert not [each for each, count in times.items() if count > 1]
 
 
+@pytest.mark.parametrize("half", ["before", "after"])
 @pytest.mark.parametrize(("group", "least"), LEAST.items())
-def test_the_first_half_has_enough_of_a_group(group, least):
-    assert sum(pair.group == group for pair in PAIRS if pair.half == "before") >= least
+def test_each_half_has_enough_of_a_group(group, least, half):
+    assert sum(pair.group == group for pair in PAIRS if pair.half == half) >= least
+
+
+def test_half_of_the_pairs_were_written_before_the_guard_and_half_after():
+    written = Counter(pair.half for pair in PAIRS)
+    assert written["before"] >= 170
+    assert written["after"] >= 170
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.group == "long"], ids=lambda pair: pair.a[:40])
