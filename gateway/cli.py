@@ -168,6 +168,8 @@ def generate(
         float | None, typer.Option(min=0, max=1, help="How far to go from the reference.", show_default=False)
     ] = None,
     ruleset: Annotated[str | None, typer.Option(help="Compliance ruleset.", show_default=False)] = None,
+    optimize: Annotated[bool, typer.Option("--optimize", help="Have the prompt said better first.")] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Take what was drawn for the same before.")] = False,
     url: Url = None,
     key: Key = None,
     data: Data = None,
@@ -198,11 +200,15 @@ def generate(
             references=[{"image": data_uri(file.read_bytes()), "strength": strength} for file in reference or ()]
             or None,
             compliance_ruleset=ruleset,
+            optimize=optimize or None,
+            use_cache=cache or None,
         )
         console.warn(ticket)
         picture = console.wait(client, ticket)
         contents = [client.download(file) for file in picture.files]
     meta = picture.meta
+    if meta.get("cache"):
+        console.say(f"from the cache, similarity {meta['similarity']}: {console.plain(meta['matched_prompt'])}")
     for blocked in picture.blocked:
         console.say(f"picture {blocked['index'] + 1}: {blocked['error']} ({', '.join(blocked['filter_categories'])})")
     for file, content in zip(picture.files, contents, strict=True):
@@ -215,6 +221,21 @@ def generate(
         console.say(f"{meta['width']}x{meta['height']} {meta['format']}, {len(content):,} bytes, seed {file.seed}")
         console.say(f"{report.state}: signed by {report.signer or 'nobody'}, {report.when}")
         typer.echo(str(path))
+
+
+@app.command("random")
+def random_prompt(
+    character: Annotated[
+        str | None, typer.Option(help='Whom to call; "" for nobody, and left out for anybody.', show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same again.", show_default=False)] = None,
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+) -> None:
+    """A random prompt, for `imgen generate`."""
+    with _client(_settings(data=data), url, key) as client:
+        typer.echo(client.random(character=character, seed=seed))
 
 
 @app.command()

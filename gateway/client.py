@@ -128,6 +128,11 @@ class Client:
             warnings=tuple(answer.get("warnings", ())),
         )
 
+    def random(self, **fields: Any) -> str:
+        """A random prompt; fields that are None are left to the gateway."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        return str(self._call({"action": "random", **given})["prompt"])
+
     def status(self, ticket: Ticket) -> dict[str, Any]:
         return self._call({"action": "status", "id": ticket.id, "prompt": ticket.prompt, "model": ticket.model})
 

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+_SIMILAR = (0.5, 0.8, 0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
@@ -55,6 +56,9 @@ class Metrics:
         self._cache_refused = Counter(
             "imgen_cache_guard_refusals", "Entries above the floor that the guard refused", registry=self._registry
         )
+        self._similarity = Histogram(
+            "imgen_cache_similarity", "Similarity of what was found", buckets=_SIMILAR, registry=self._registry
+        )
         self._cache_saved = Counter(
             "imgen_cache_saved_seconds", "Seconds of drawing that hits saved", registry=self._registry
         )
@@ -68,8 +72,9 @@ class Metrics:
     def signing_failed(self, code: str) -> None:
         self._failed.labels(code).inc()
 
-    def cache_hit(self, tier: str, seconds: float) -> None:
+    def cache_hit(self, tier: str, similarity: float, seconds: float) -> None:
         self._cache.labels(tier).inc()
+        self._similarity.observe(similarity)
         self._cache_saved.inc(seconds)
 
     def cache_missed(self) -> None:

@@ -38,6 +38,8 @@ V = TypeVar("V")
 
 #: Points that one look takes from the index.
 PROPOSED = 64
+#: Points of an index in memory up to which near misses are counted: without a form all of a scope are compared.
+_COUNTED = 20_000
 #: Entries of one key that are looked at: the newest.
 _OF_KEY = 16
 #: Seconds without a question to an index that did not answer.
@@ -134,7 +136,7 @@ class Caching:
         if found.hit is None:
             self._meter.cache_missed()
         else:
-            self._meter.cache_hit("exact" if found.hit.exact else "semantic", found.hit.saved)
+            self._meter.cache_hit("exact" if found.hit.exact else "semantic", found.hit.similarity, found.hit.saved)
             log.info("cache hit", job=found.hit.gen_id, exact=found.hit.exact, similarity=found.hit.similarity)
         return found
 
@@ -218,12 +220,13 @@ class Caching:
                 form=form,
             )
 
-        proposed = await search(None)
-        passed = [each for each in proposed if level == "off" or each.forms.get(level) == forms[level]]
-        self._meter.cache_refused(len(proposed) - len(passed))
-        if level != "off" and len(proposed) == PROPOSED and len(passed) < wish.pick:
-            # Near misses may have taken all places.
+        if level == "off":
+            passed = await search(None)
+        else:
+            # The guard first: an index can look for equal forms, and finds among a million what it may hand out.
             passed = await search((level, forms[level]))
+            if not passed and (self._shared or await index.count() <= _COUNTED):
+                self._meter.cache_refused(len(await search(None)))
         return [
             each
             for each in passed

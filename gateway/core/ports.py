@@ -338,7 +338,7 @@ class Meter(Protocol):
 class CacheMeter(Protocol):
     """Who counts what the cache is asked."""
 
-    def cache_hit(self, tier: str, seconds: float) -> None:
+    def cache_hit(self, tier: str, similarity: float, seconds: float) -> None:
         """``tier`` is exact or semantic, ``seconds`` are those that a worker need not draw."""
 
     def cache_missed(self) -> None: ...

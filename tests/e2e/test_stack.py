@@ -159,6 +159,13 @@ def test_the_command_line_draws_and_verifies(stack, tmp_path):
     picture.write_bytes(picture.read_bytes()[:-400] + b"\x00" * 400)
     assert imgen("verify", str(picture)).returncode == 1
     assert imgen("generate", "@nobody", "-o", str(picture), "--url", stack.url).returncode == 1
+    again = imgen(
+        "generate", "a lighthouse at sunset", "-o", str(tmp_path / "again.png"), "--cache", "--url", stack.url
+    )
+    assert again.returncode == 0 and "from the cache, similarity 1.0: a lighthouse at sunset" in again.stderr
+    assert imgen("verify", str(tmp_path / "again.png")).returncode == 0
+    one, same = (imgen("random", "--character", "bella", "--seed", "7", "--url", stack.url).stdout for _ in range(2))
+    assert one == same and one.startswith("@bella ")
 
 
 def test_what_is_secret_is_the_owners_alone(stack):
