@@ -173,7 +173,7 @@ _NAME = re.compile(r"(?<=[^\W\dA-Z_] )[A-Z]\w*(?![\w-])")
 _PREPOSITIONS = "and|in|on|at|under|over|beside|behind|near|from|by|of|for|as|while"
 _ALL_ENDS, _ENDS = (
     re.compile(rf"[;\n。、，]|[,(){{}}\[\]]{taste}|[.!?:](?=\s|$)|\s[-–—|]+\s")
-    for taste in ("", rf"\s*+(?!(?:{_PREPOSITIONS})\s)")
+    for taste in ("", rf"\s*+(?!(?:{_PREPOSITIONS})(?!\S))")
 )
 # Words with their hyphens, "'s" apart, numbers with their points, feet and inches, every sign that may mean something.
 _WORD = re.compile(
@@ -191,7 +191,7 @@ _TIMES = (
     r"(?:at\s+(?:night|dawn|dusk|sunrise|sunset|noon|midday|midnight|twilight)"
     r"|in\s+the\s+(?:early\s+|late\s+)?(?:morning|afternoon|evening))"
 )
-_TIME = re.compile(rf"^\s*{_TIMES}\b|\b{_TIMES}(?=\s*[.]?\s*$)")
+_TIME = re.compile(rf"^\s*{_TIMES}\b|\b{_TIMES}(?=\s*+(?:[.]\s*+)?$)")
 # Figures, and tags as 2girls.
 _COUNT = re.compile(r"\.?\d+(?:\.\d+)?(?:girls?|boys?)?")
 # A man-eating plant is no man eating a plant.
@@ -222,7 +222,7 @@ _GLUE, _PRAISE, _SCENE, _BESIDE, _TINTS, _THINGS, _PARTS, _LOOKS, _HUES, _HANGIN
 )
 # Chicken on a plate is no chicken that stands on one.
 _STUFF = re.compile(
-    rf"\ban?\s+(?=(?:{'|'.join(_LISTS['stuff'].split())})\s*(?:[.,;:)]|$|\b(?:{_PREPOSITIONS}|with|next)\s))"
+    rf"\ban?\s+(?=(?:{'|'.join(_LISTS['stuff'].split())})\s*(?:[.,;:)]|$|\b(?:{_PREPOSITIONS}|with|next)(?!\S)))"
 )
 _ONE_OF = [frozenset(row.split()) for row in _LISTS["one_of"]]
 _KINDS = {word: word for word in (*_COUNTED, *_LISTS["told"].split())}
