@@ -125,7 +125,7 @@ def _words(clause: str, lettering: bool) -> list[str]:
     words: list[str] = []
     for word in _WORD.findall(clause):
         # A black and white cat is one, a black and a white cat are two.
-        two = words[-1:] == ["and"] and words[-2:-1] and words[-2] in _KINDS
+        two = words[-1:] == ["and"] and words[-2:-1] and words[-2] in _HUES
         if word in _NEUTRAL and not lettering and not two:
             continue
         for part in _parts(word, after=words[-1:]):
@@ -173,7 +173,7 @@ _NAME = re.compile(r"(?<=[^\W\dA-Z_] )[A-Z]\w*(?![\w-])")
 _PREPOSITIONS = "and|in|on|at|under|over|beside|behind|near|from|by|of|for|as|while"
 _ALL_ENDS, _ENDS = (
     re.compile(rf"[;\n。、，]|[,(){{}}\[\]]{taste}|[.!?:](?=\s|$)|\s[-–—|]+\s")
-    for taste in ("", rf"\s*+(?!(?:{_PREPOSITIONS})\s)")
+    for taste in ("", rf"\s*+(?!(?:{_PREPOSITIONS})(?!\S))")
 )
 # Words with their hyphens, "'s" apart, numbers with their points, feet and inches, every sign that may mean something.
 _WORD = re.compile(
@@ -191,7 +191,7 @@ _TIMES = (
     r"(?:at\s+(?:night|dawn|dusk|sunrise|sunset|noon|midday|midnight|twilight)"
     r"|in\s+the\s+(?:early\s+|late\s+)?(?:morning|afternoon|evening))"
 )
-_TIME = re.compile(rf"^\s*{_TIMES}\b|\b{_TIMES}(?=\s*[.]?\s*$)")
+_TIME = re.compile(rf"^\s*{_TIMES}\b|\b{_TIMES}(?=\s*+(?:[.]\s*+)?$)")
 # Figures, and tags as 2girls.
 _COUNT = re.compile(r"\.?\d+(?:\.\d+)?(?:girls?|boys?)?")
 # A man-eating plant is no man eating a plant.
@@ -220,9 +220,9 @@ _SETS = (
 _GLUE, _PRAISE, _SCENE, _BESIDE, _TINTS, _THINGS, _PARTS, _LOOKS, _HUES, _HANGING, _LETTERING, _NAMES = (
     frozenset(_LISTS[name].split()) for name in _SETS
 )
-# Chicken on a plate is no chicken that stands on one.
+# Chicken on a plate is no chicken that stands on one, and few people are fewer than a few.
 _STUFF = re.compile(
-    rf"\ban?\s+(?=(?:{'|'.join(_LISTS['stuff'].split())})\s*(?:[.,;:)]|$|\b(?:{_PREPOSITIONS}|with|next)\s))"
+    rf"\ban?\s+(?=(?:{'|'.join(_LISTS['stuff'].split())})\s*(?:[.,;:)]|$|\b(?:{_PREPOSITIONS}|with|next)(?!\S))|few\b)"
 )
 _ONE_OF = [frozenset(row.split()) for row in _LISTS["one_of"]]
 _KINDS = {word: word for word in (*_COUNTED, *_LISTS["told"].split())}

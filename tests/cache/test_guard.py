@@ -102,6 +102,8 @@ def test_the_terms_to_leave_out_must_agree(level):
         ("blue_eyes, long_hair", "blue eyes, long hair"),
         ("five geese & a fox", "5 geese and a fox"),
         ("a fox at dusk", "At dusk, a fox"),
+        ("a red house on a hill, soft light", "soft light, a Red house on the hill"),
+        ("1girl, silver hair, blue eyes, attic", "1girl, blue eyes, silver hair, attic"),
         ("the fox’s den", "the fox's den"),
         ("a fox | a den | night", "a fox, a den, night"),
     ],
