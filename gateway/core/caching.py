@@ -207,7 +207,7 @@ class Caching:
         level: Level = "off" if wish.force else policy.cache_guard
         floor = policy.cache_force_floor if wish.force else policy.cache_floor
 
-        index, forms = self._embedder.index, forms_of(ask.drawing)
+        index = self._embedder.index
         assert index is not None
 
         async def search(form: tuple[str, str] | None) -> list[Near]:
@@ -224,14 +224,15 @@ class Caching:
             passed = await search(None)
         else:
             # The guard first: an index can look for equal forms, and finds among a million what it may hand out.
-            passed = await search((level, forms[level]))
+            passed = await search((level, form_at(level, *words_of(ask.drawing))))
             if not passed and (self._shared or await index.count() <= _COUNTED):
                 self._meter.cache_refused(len(await search(None)))
+        matching = {name: value for name, value in _also(ask.drawing).items() if name in wish.match}
         return [
             each
             for each in passed
             if int(each.forms.get("pictures", 1)) >= ask.drawing.n
-            and all(each.forms.get(name) == forms[name] for name in wish.match)
+            and all(each.forms.get(name) == value for name, value in matching.items())
         ]
 
     async def _first(self, chosen: Sequence[tuple[str, float]], ask: _Ask, *, exact: bool) -> Found | None:
@@ -431,12 +432,18 @@ def words_of(drawing: Drawing) -> tuple[str, tuple[str, ...]]:
 
 def forms_of(drawing: Drawing) -> dict[str, str]:
     """The words' canonical form at each level of the guard, and what a caller may ask to be equal too."""
-    text, terms = words_of(drawing)
-    forms = {level: _word(level, form(text, terms, level)) for level in LEVELS if level != "off"}
-    return forms | {
-        "dimensions": _size(drawing),
-        "negative": _word("negative", sorted(term.lower() for term in terms)),
-    }
+    words = words_of(drawing)
+    return {level: form_at(level, *words) for level in LEVELS if level != "off"} | _also(drawing)
+
+
+def form_at(level: Level, text: str, terms: Sequence[str]) -> str:
+    return _word(level, form(text, terms, level))
+
+
+def _also(drawing: Drawing) -> dict[str, str]:
+    """What `MATCHES` names."""
+    _, terms = words_of(drawing)
+    return {"dimensions": _size(drawing), "negative": _word("negative", sorted(term.lower() for term in terms))}
 
 
 def _size(drawing: Drawing) -> str:
