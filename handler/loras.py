@@ -94,6 +94,11 @@ class LoraShelf:
         """What the kept ones take."""
         return sum(weights.bytes for _, weights in self._kept.values())
 
+    def worn(self, name: str, strength: float) -> tuple[LoraWeights, float]:
+        """A LoRA, and the weight at which it is worn for this strength. Raises `LoraUnfit`."""
+        weights = self.take(name)
+        return weights, self._sources[name].worn(strength)
+
     def take(self, name: str) -> LoraWeights:
         """From memory, or from its file if it is not there or the file has changed. Raises `LoraUnfit`."""
         if name not in self._sources:

@@ -34,6 +34,9 @@ The keys of a LoRA, ``[loras.NAME]``:
 ``revision``       of a hub file: the commit or tag
 ``family``         the family of models that it fits
 ``sha256``         what the file's hash must be; not checked when absent
+``curve``          ``[[asked, worn], …]``: the weight at which it is worn for a strength that is asked for, in straight
+                   lines from [0, 0] on and beyond the last point in proportion; as asked when absent. For a LoRA whose
+                   effect comes all at once, so that its strengths are of use
 
 Before all tables: ``warm`` (model names that are loaded before the first job; the first model), ``keep_loaded`` (so
 many models stay in memory; as many as are warm), ``warm_loras`` (LoRA names that are read before the first job) and
@@ -107,6 +110,19 @@ class LoraSource:
     hub: bool = False
     revision: str | None = None
     sha256: str | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+
+    def worn(self, strength: float) -> float:
+        """The weight that a strength is worn at, by the curve."""
+        if strength < 0:
+            return -self.worn(-strength)
+        before = (0.0, 0.0)
+        for asked, weight in self.curve:
+            if strength <= asked:
+                share = (strength - before[0]) / (asked - before[0])
+                return before[1] + share * (weight - before[1])
+            before = asked, weight
+        return strength * (before[1] / before[0]) if self.curve else strength
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,9 +276,22 @@ def _lora(name: str, table: _Table, base: Path) -> LoraSource:
         hub=hub,
         revision=table.take("revision", str, None),
         sha256=sha256,
+        curve=_curve(table),
     )
     table.done()
     return lora
+
+
+def _curve(table: _Table) -> tuple[tuple[float, float], ...]:
+    points = table.take("curve", list, [])
+    known = (0.0, 0.0)
+    for point in points:
+        if not isinstance(point, list) or len(point) != 2 or not all(type(number) in (int, float) for number in point):
+            raise table.wrong("curve", f"{point!r} is no pair of numbers; write [[asked, worn], …]")
+        if not (known[0] < point[0] < float("inf") and known[1] <= point[1] < float("inf")):
+            raise table.wrong("curve", f"{point!r} does not rise above {list(known)}; both numbers must grow")
+        known = point[0], point[1]
+    return tuple((float(asked), float(worn)) for asked, worn in points)
 
 
 class _Table:

@@ -126,7 +126,7 @@ class DiffusersRenderer:
             if self._shelf is None or self._wardrobe is None:
                 assert not order.loras, "an order with LoRAs needs a shelf"
                 return True
-            self._wardrobe.wear([(self._shelf.take(lora.name), lora.strength) for lora in order.loras])
+            self._wardrobe.wear([self._shelf.worn(lora.name, lora.strength) for lora in order.loras])
             return True
 
         if self._attempt(wear) is None:

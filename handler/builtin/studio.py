@@ -9,7 +9,9 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging
 from PIL import Image
 
+from handler.models import read_models
 from handler.pixelart import read_palettes, snap
+from handler.settings import SHIPPED_MODELS
 
 MODEL = Path(__file__).parent / "model"
 LORAS = Path(__file__).parent / "loras"
@@ -33,16 +35,23 @@ class Studio:
         self.pipeline.set_progress_bar_config(disable=True)
         self.worn: set[str] = set()
         self.palettes = read_palettes(folder / "palette.json")
+        self.curves = read_models(SHIPPED_MODELS).loras
 
     def wear(self, strengths: Mapping[str, float], folder: Path = LORAS) -> None:
-        """Draw with these LoRAs from now on; a file is read once."""
+        """Draw with these LoRAs from now on, at the weights that models.toml has for these strengths; a file is read
+        once.
+        """
         missing = set(strengths) - self.worn
         for name in sorted(missing):
             self.pipeline.load_lora_weights(folder / f"{name}.safetensors", adapter_name=name)
         self.worn |= missing
         if strengths:
             self.pipeline.enable_lora()
-            self.pipeline.set_adapters(list(strengths), list(strengths.values()))
+            weights = [
+                self.curves[name].worn(strength) if name in self.curves else strength
+                for name, strength in strengths.items()
+            ]
+            self.pipeline.set_adapters(list(strengths), weights)
         elif self.worn:
             self.pipeline.disable_lora()
 

@@ -662,6 +662,13 @@ def test_garbage_is_refused_and_nothing_else_happens(tmp_path: Path, content: by
 # The shelf
 
 
+def test_the_shelf_gives_the_weight_at_which_a_strength_is_worn(tmp_path: Path) -> None:
+    lora(tmp_path, A_PAIR, "sd15")
+    bent = source(tmp_path / "aya.safetensors", curve=((0.5, 0.7), (1.0, 1.0)))
+    shelf = LoraShelf({"aya": bent}, memory=2**20)
+    assert shelf.worn("aya", 0.5) == (shelf.take("aya"), 0.7)
+
+
 def test_the_shelf_keeps_what_was_used_last_within_its_bytes(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         lora(tmp_path, A_PAIR, "sd15", name=name)

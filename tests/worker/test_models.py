@@ -108,6 +108,17 @@ def test_a_folder_tells_its_family_and_the_family_the_defaults(folder: Path) -> 
     assert read_models(write(folder, '[models.a]\nsource = "art"')).by_name["a"].family is FAMILIES["other"]
 
 
+CURVED = '[models.a]\nsource = "art"\n[loras.b]\nsource = "aya.safetensors"\nfamily = "sd15"\n'
+
+
+def test_a_curve_says_at_which_weight_a_strength_is_worn(folder: Path) -> None:
+    lora = read_models(write(folder, CURVED + "curve = [[0.5, 0.7], [1, 1]]")).loras["b"]
+    asked = (0.0, 0.25, 0.5, 0.75, 1.0, 2.0, -0.5)
+    assert [lora.worn(each) for each in asked] == pytest.approx([0.0, 0.35, 0.7, 0.85, 1.0, 2.0, -0.7])
+    plain = read_models(write(folder, CURVED)).loras["b"]
+    assert [plain.worn(each) for each in asked] == list(asked)
+
+
 def test_loras_are_read_with_what_they_are_checked_against(folder: Path) -> None:
     models = read_models(
         write(
@@ -192,6 +203,10 @@ def test_an_absolute_source_is_taken_as_it_is(folder: Path, tmp_path_factory: py
             '[models.a]\nsource = "art"\n[loras.b]\nsource = "aya.safetensors"\nfamily = "sd15"\nsha256 = "AB"',
             r"loras\.b\.sha256: it must be 64 lower-case",
         ),
+        (CURVED + "curve = [[0.5]]", r"loras\.b\.curve: \[0\.5\] is no pair of numbers"),
+        (CURVED + 'curve = [[1, "x"]]', r"loras\.b\.curve: .* is no pair of numbers"),
+        (CURVED + "curve = [[0, 1]]", r"loras\.b\.curve: \[0, 1\] does not rise above \[0\.0, 0\.0\]"),
+        (CURVED + "curve = [[0.5, 0.7], [1, 0.6]]", r"loras\.b\.curve: \[1, 0\.6\] does not rise above \[0\.5, 0\.7\]"),
         ('warm_loras = ["b"]\n[models.a]\nsource = "art"', r"warm_loras: 'b' has no table of its own"),
         ('[models.a]\nsource = "art"\nscale = 0', r"models\.a\.scale: 0 is too small; write 1 or more"),
     ],
