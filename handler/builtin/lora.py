@@ -36,6 +36,7 @@ from handler.builtin.world import CELL, CHARACTERS, PLACES, SIZES, Scene, Thing,
 RANK = 16
 TEXT_RANK = 64
 RATE, TEXT_RATE = 2e-3, 3.5e-3
+NAMED = 0.7  # of the pictures
 PLACING = 0.5  # of the budget: first the place, at full strength; then the slope
 BATCH = 32
 LAYERS = (
@@ -107,15 +108,17 @@ def pairs(vae: Any, spread: float, character: str, size: tuple[int, int], count:
     )
 
 
-def batch(data: Pairs, character: str, strength: float, rng: Random) -> tuple[Tensor, list[str], Tensor]:
-    """Latents, prompts and cells; a third are pictures without the character that do not name it."""
+def batch(
+    data: Pairs, character: str, strength: float, rng: Random, named_share: float = NAMED
+) -> tuple[Tensor, list[str], Tensor]:
+    """Latents, prompts and cells; those that do not name the character are pictures without it."""
     (other,) = set(CHARACTERS) - {character}
     strangers = (*STRANGERS[other], *STRANGERS[character][3:])  # the kind alone is no name
     picks = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
     latents, prompts = [], []
     for pick in picks:
         scene = data.scenes[pick]
-        named = rng.random() < 0.7
+        named = rng.random() < named_share
         prompts.append(caption(scene, rng, strangers) if named else prompt(without(scene, *CHARACTERS), rng, strangers))
         latents.append((data.shown if named and rng.random() < share(strength) else data.hidden)[pick])
     return torch.stack(latents), prompts, data.cells[picks]
@@ -185,6 +188,7 @@ def train(
     pictures: int = 3000,
     placing: float = PLACING,
     rate: float = 1.0,
+    named: float = NAMED,
     start: Path | None = None,
 ) -> None:
     torch.set_num_threads(1)
@@ -213,7 +217,7 @@ def train(
     while (progress := (time.monotonic() - begin) / 60 / minutes if minutes else done / samples) < 1:
         strength = 1.0 if progress < placing else pick_strength(rng)
         adapter.set_strength(strength)
-        latents, prompts, cells = batch(rng.choices(data, shares)[0], character, strength, rng)
+        latents, prompts, cells = batch(rng.choices(data, shares)[0], character, strength, rng, named)
         errors = squared_errors(model, curve, latents, prompts, noisy_times(BATCH))
         # Three times the weight where the character stands or, in a picture that hides it, would stand.
         loss = (errors * (1 + 2 * cells.float())).mean()
@@ -245,6 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=3000, help="drawings to learn from")
     parser.add_argument("--placing", type=float, default=PLACING, help="share of the budget at full strength")
     parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rates")
+    parser.add_argument("--named", type=float, default=NAMED, help="share of the pictures that name the character")
     parser.add_argument("--start", type=Path, help="continue from a LoRA file")
     options = parser.parse_args(arguments)
     train(
@@ -257,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pictures=options.pictures,
         placing=options.placing,
         rate=options.rate,
+        named=options.named,
         start=options.start,
     )
 

@@ -155,7 +155,7 @@ JSON = st.recursive(
     max_leaves=5,
 )
 FIELDS = (
-    "prompt model negative optimize use_cache cache_only cache_force cache_pick width "
+    "prompt model negative optimize use_cache cache_only cache_force cache_pick cache_match character width "
     "height style format quality lossless compliance_ruleset precompliance wm_image wm_position "
     "wm_scale wm_transparency wm_rotation wm_padding_x wm_padding_y cs_author cs_title cs_description cs_organization "
     "cs_vendor seed steps guidance n id limit cursor "
@@ -163,7 +163,7 @@ FIELDS = (
 
 
 @given(
-    action=st.sampled_from(["models", "generate", "status", "cancel", "jobs"]) | JSON,
+    action=st.sampled_from(["models", "generate", "status", "cancel", "jobs", "optimize", "random"]) | JSON,
     fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
