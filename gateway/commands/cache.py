@@ -46,7 +46,7 @@ def purge(
     from gateway.console import say
 
     gone = asyncio.run(_purge(_settings(data), tenant))
-    say(f"{gone} entries are gone. New jobs are written down as before.")
+    say(f"{gone} entries are gone, for a running gateway within a second. New jobs are written down as before.")
 
 
 @app.command("rebuild")

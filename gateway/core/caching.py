@@ -298,6 +298,8 @@ class _Recent(Generic[K, V]):
         if known is not None and now - known[0] < _REMEMBERED:
             return known[1]
         value = await read()
+        if not value:
+            return value  # it may be there in the next moment
         self._known[key] = now, value
         self._known.move_to_end(key)
         if len(self._known) > _MOST_REMEMBERED:

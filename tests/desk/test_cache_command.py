@@ -39,6 +39,7 @@ async def test_figures_purge_and_rebuild_beside_a_running_gateway(tmp_path: Path
         assert figures[:4] == ["default", "1", "1", "2"]
 
         assert "1 entries are gone" in await command("purge", data=tmp_path)
+        await anyio.sleep(1.1)  # as long as a gateway remembers what it has just read
         await missed(gateway, PROMPT)
         await missed(gateway, REWORDED)
         await missed(gateway, REWORDED, cache_force=True)
