@@ -272,8 +272,11 @@ class Caching:
         return scope_of(job.drawing, *of) == ask.scope
 
     async def _doubt(self, gen_id: str, job: Job | None) -> None:
-        """Forget what points at nothing any more. An open job may yet be completed."""
-        if job is not None and (job.open or (job.state is State.COMPLETED and fit(job))):
+        """Forget what points at nothing any more. An open job may yet be completed, and then it is to be found."""
+        if job is not None and job.open:
+            self._rows.drop(gen_id)
+            return
+        if job is not None and job.state is State.COMPLETED and fit(job):
             return
         try:
             await self.forget(gen_id)
