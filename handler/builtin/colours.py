@@ -1,10 +1,14 @@
 """The colours of the world: one small palette per time of day and style, far enough apart to snap to."""
 
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+
 import numpy as np
 import numpy.typing as npt
 
 RGB = tuple[int, int, int]
-Palette = dict[str, RGB]
+Palette = Mapping[str, RGB]
 
 TIMES = ("noon", "dawn", "sunset", "night")
 
@@ -85,6 +89,7 @@ _NEON_LAND = {
 _NEON_TINTS = {"noon": ("00c8c8", 0.0), "dawn": ("d050c0", 0.0), "sunset": ("c00030", 0.1), "night": ("08001c", 0.2)}
 
 
+@cache
 def palette(time: str, style: str = "") -> Palette:
     """Every colour that a picture of this time of day may hold, by name; the style `neon` has palettes of its own."""
     neon = style == "neon"
@@ -93,7 +98,8 @@ def palette(time: str, style: str = "") -> Palette:
     dim = 0.82 if time == "night" else 1.0
     colours = {name: _scale(_rgb(code), dim) for name, code in _OBJECTS.items()}
     colours |= {name: _rgb(code) for name, code in zip(_SKY_NAMES, skies[time], strict=True)}
-    return colours | {name: _mix(_rgb(code), _rgb(tint), amount) for name, code in land.items()}
+    colours |= {name: _mix(_rgb(code), _rgb(tint), amount) for name, code in land.items()}
+    return MappingProxyType(colours)
 
 
 def palettes() -> list[npt.NDArray[np.uint8]]:

@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from handler.builtin.colours import LETTERS, PAINTS, TIMES, Palette, palette
+from handler.builtin.colours import LETTERS, PAINTS, TIMES, palette
 from handler.builtin.sprites import SPRITES
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,6 +27,11 @@ SIDES = ("left", "right")
 PLACES = ("left", "center", "right")
 CHARACTERS = ("aya", "bella")
 OBJECTS = ("tree", "house", "lighthouse", "castle", "boat")
+#: For each sprite, where each of its letters stands: (rows, columns).
+STENCILS = {
+    name: {letter: np.array([list(row) for row in rows]) == letter for letter in sorted({*"".join(rows)} - {"."})}
+    for name, rows in SPRITES.items()
+}
 USUAL_PAINT = {"tree": "green", "house": "red", "lighthouse": "red", "castle": "purple", "boat": "red"}
 
 
@@ -125,13 +130,14 @@ class _Canvas:
 
     def __init__(self, scene: Scene, width: int, height: int) -> None:
         self.scene, self.width, self.height = scene, width, height
-        self.colour: Palette = palette(scene.time, scene.style)
+        self.colour = dict(palette(scene.time, scene.style))
         if scene.weather == "snow":
             self.colour |= dict.fromkeys(("land far", "land near", "sand"), self.colour["white"])
             self.colour |= dict.fromkeys(("land mid", "sand shade"), self.colour["fog"])
+        self.number = {name: number for number, name in enumerate(self.colour)}
         self.horizon = _grid(0.6 * height)
         self.ground = _grid(0.87 * height)  # where things stand
-        self.pixels = np.zeros((height, width, 3), np.uint8)
+        self.paints = np.zeros((height, width), np.uint8)  # the number of each pixel's colour
         self.x = np.arange(width)[None, :]
         self.y = np.arange(height)[:, None]
 
@@ -145,10 +151,10 @@ class _Canvas:
         for thing in self.scene.things:
             self._stand(thing)
         self._frame()
-        return self.pixels
+        return np.array(list(self.colour.values()), np.uint8)[self.paints]
 
     def _fill(self, mask: npt.NDArray[np.bool_], name: str) -> None:
-        self.pixels[np.broadcast_to(mask, self.pixels.shape[:2])] = self.colour[name]
+        np.copyto(self.paints, np.uint8(self.number[name]), where=mask)
 
     def _below(self, line: npt.NDArray[np.float64] | float, name: str) -> None:
         self._fill(self.y >= np.round(line), name)
@@ -288,10 +294,9 @@ class _Canvas:
         self._paste(thing.name, left, top, thing.paint)
 
     def _paste(self, sprite: str, left: int, top: int, paint: str = "") -> None:
-        for y, row in enumerate(SPRITES[sprite], top):
-            for x, letter in enumerate(row, left):
-                if letter != ".":
-                    self.pixels[y, x] = self.colour[paint if letter == "C" else LETTERS[letter]]
+        for letter, mask in STENCILS[sprite].items():
+            spot = self.paints[top : top + mask.shape[0], left : left + mask.shape[1]]
+            np.copyto(spot, np.uint8(self.number[paint if letter == "C" else LETTERS[letter]]), where=mask)
 
     def _frame(self) -> None:
         if self.scene.style == "postcard":
