@@ -113,7 +113,8 @@ def negative(scene: Scene, rng: Random) -> str:
     bag.extend(rng.choice(THING_WORDS[thing.name]) for thing in scene.things)
     rng.shuffle(bag)
     sky = []
-    if scene.light:
+    # Only where a prompt that says no side expects them: what is pushed away is then all in one place.
+    if scene.light == "right":
         sky.append(rng.choice(MOON_WORDS if scene.time == "night" else SUN_WORDS))
     if scene.stars:
         sky.append(rng.choice(STAR_WORDS))
@@ -185,7 +186,7 @@ def _sky(scene: Scene, rng: Random) -> list[str]:
         name = rng.choice(MOON_WORDS if scene.time == "night" else SUN_WORDS)
         side = scene.light == "left" or rng.random() < 0.4
         parts.append(f"{name} {_place(scene.light, rng)}" if side else name)
-    if scene.stars and (scene.weather != "clear" or rng.random() < 0.65):
+    if scene.stars and (scene.weather != "clear" or rng.random() < 0.6):
         parts.append(rng.choice(STAR_WORDS))
     return parts
 

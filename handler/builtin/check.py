@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from handler.builtin import networks
 from handler.builtin.colours import palette
+from handler.builtin.lessons import stacked, to_tensor
 from handler.builtin.sprites import SPRITES
 from handler.builtin.studio import MODEL
-from handler.builtin.train import to_tensor
 from handler.builtin.world import CHARACTERS, PLACES, SIZES, Pixels, Scene, Thing, draw, sample
 from handler.pixelart import snap
 
@@ -201,7 +201,7 @@ class Memory:
 
     def of(self, examples: Sequence[Example], noise: float, chance: torch.Generator) -> list[Example]:
         """The examples, all of one size, as the autoencoder gives them back, snapped to their palettes."""
-        latents = self._vae.encode(to_tensor(np.stack([each.pixels for each in examples]))).latents
+        latents = self._vae.encode(to_tensor(stacked([each.pixels for each in examples]))).latents
         latents = latents + noise * torch.randn(latents.shape, generator=chance)
         drawn = (self._vae.decode(latents).sample.clamp(-1, 1) + 1) * 127.5
         pictures = drawn.round().byte().permute(0, 2, 3, 1).numpy()

@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from handler.builtin import networks
+from handler.builtin import autoencoder, networks
 from handler.builtin.colours import palettes
-from handler.builtin.train import Denoiser, load_vae
+from handler.builtin.denoiser import Denoiser
 
 
 def export(run: Path, folder: Path) -> None:
     """The averaged weights, at half precision, with the palettes beside them."""
-    checkpoint = torch.load(run / "unet.pt")
+    checkpoint = torch.load(run / "unet.pt", map_location="cpu")
     model = Denoiser()
     model.load_state_dict(checkpoint["average"])
     pipeline = StableDiffusionPipeline(
-        vae=networks.standard_vae(load_vae(run), scaling_factor=1 / checkpoint["spread"]).half(),
+        vae=networks.standard_vae(autoencoder.load(run), scaling_factor=1 / checkpoint["spread"]).half(),
         text_encoder=model.text.half(),
         tokenizer=model.words,
         unet=model.unet.half(),

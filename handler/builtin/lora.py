@@ -1,60 +1,53 @@
-"""Teach the built-in model a character: `python -m handler.builtin.lora --model FOLDER --character aya --out DIR`.
+"""Teach the built-in model its characters: `python -m handler.builtin.lora --model FOLDER --out DIR`.
 
-The result is a LoRA file of the usual kind. Its strength is made a slope by the training itself: each batch runs at a
-strength by chance, and the weaker it is, the fewer of the pictures that name the character show it: the cube of the
-strength, since guidance sharpens what the model believes, and since a bend in that curve is more than weights can learn
-that all scale with one number. One process with one thread and a budget in samples, so a run can be repeated to the
-bit on one machine.
+The result is a LoRA file of the usual kind for each. They are taught in one run, alone and side by side, so that they
+can be worn together: taught apart, each learns that the other's name means nothing. A strength is made a slope by the
+training itself: each batch runs at a strength by chance, and the weaker it is, the fewer of the pictures that name the
+character show it: the cube of the strength, since guidance sharpens what the model believes, and since a bend in that
+curve is more than weights can learn that all scale with one number. On a CPU with a budget in samples, a run can be
+repeated to the bit on one machine.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from handler.builtin import networks
 from handler.builtin.captions import STRANGERS, caption
+from handler.builtin.denoiser import Denoiser, from_folder, squared_errors, tokens_of
+from handler.builtin.lessons import Lesson, encode, own_chance, pick_size, prompt, stacked, without_end
 from handler.builtin.studio import MODEL
-from handler.builtin.train import Denoiser, count_of, encode, from_folder, prompt, squared_errors
-from handler.builtin.world import CELL, CHARACTERS, PLACES, SIZES, Scene, Thing, draw, sample, usual_places
+from handler.builtin.world import CELL, CHARACTERS, PLACES, Pixels, Scene, Thing, draw, sample, usual_places
+from handler.speed import prepare
 
 RANK = 16
 TEXT_RANK = 64
 RATE, TEXT_RATE = 2e-3, 3.5e-3
-NAMED = 0.7  # of the pictures
+NAMED = 0.6  # of the pictures
 PLACING = 0.5  # of the budget: first the place, at full strength; then the slope
-BATCH = 32
+BATCH, LARGE_BATCH = 32, 256  # on a CPU and on a GPU
 LAYERS = (
     "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2",
     "time_emb_proj",
 )  # fmt: skip
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 BASE = "imgen-builtin"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """Scenes that ask for the character, their latents with and without it, and the cells that differ."""
-
-    scenes: list[Scene]
-    shown: Tensor
-    hidden: Tensor
-    cells: Tensor
 
 
 def share(strength: float) -> float:
@@ -68,19 +61,79 @@ def pick_strength(rng: Random) -> float:
     return 1.0 if kind < 0.35 else rng.uniform(1.0, 1.4) if kind < 0.45 else rng.random()
 
 
-def sample_with(character: str, rng: Random) -> Scene:
-    """A scene with the character, and now and then another one that only the words will name."""
+def scene_with(named: Sequence[str], rng: Random) -> Scene:
+    """A scene with these characters and up to two things, three in all."""
     scene = sample(rng)
     things = [*scene.things[: 2 if rng.random() < 0.3 else 1]]
     if rng.random() < 0.3:
         things = []
-    if rng.random() < 0.25:
-        (other,) = set(CHARACTERS) - {character}
-        things = [Thing(name=other), *things[1:]]
-    things.append(Thing(name=character))
+    things = [*things[: 3 - len(named)], *(Thing(name=name) for name in named)]
     rng.shuffle(things)
     places = usual_places(len(things)) if rng.random() < 0.35 else rng.sample(PLACES, len(things))
     return replace(scene, things=tuple(replace(t, place=place) for t, place in zip(things, places, strict=True)))
+
+
+def without(scene: Scene, names: Sequence[str]) -> Scene:
+    return replace(scene, things=tuple(thing for thing in scene.things if thing.name not in names))
+
+
+class CharacterLessons(IterableDataset[Lesson]):
+    """Batches of one size and one set of strengths: pixels (count, height, width, 3), tokens (count, 77), which cells
+    hold a character or would (count, 1, height / 4, width / 4), and the strength of each character (characters,), where
+    0 means that its LoRA is not worn.
+    """
+
+    def __init__(self, words: Any, count: int, seed: str, named: float) -> None:
+        self.words, self.count, self.seed, self.named = words, count, seed, named
+        self.placed = torch.zeros(1, dtype=torch.bool)  # told by the trainer, from another process
+        self.placed.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __iter__(self) -> Iterator[Lesson]:
+        rng = own_chance(self.seed)
+        while True:
+            size, worn = pick_size(rng), _worn(rng)
+            strengths = {name: pick_strength(rng) if self.placed else 1.0 for name in worn}
+            pictures, prompts, cells = [], [], []
+            for _ in range(self.count):
+                scene, text = self._ask(worn, rng)
+                hidden = [name for name in CHARACTERS if rng.random() >= share(strengths.get(name, 0.0))]
+                pictures.append(draw(without(scene, hidden), size))
+                prompts.append(text)
+                unworn = [name for name in CHARACTERS if name not in worn]
+                cells.append(_cells(draw(without(scene, unworn), size), draw(without(scene, CHARACTERS), size)))
+            yield (
+                stacked(pictures),
+                tokens_of(self.words, prompts),
+                torch.stack(cells),
+                torch.tensor([strengths.get(name, 0.0) for name in CHARACTERS]),
+            )
+
+    def _ask(self, worn: Sequence[str], rng: Random) -> tuple[Scene, str]:
+        """A scene and how it is asked for; the names of characters that nobody wears mean nothing."""
+        unworn = [name for name in CHARACTERS if name not in worn]
+        # The kind alone ("fox") is no name.
+        strangers = [
+            *(word for name in unworn for word in STRANGERS[name]),
+            *(w for n in worn for w in STRANGERS[n][3:]),
+        ]
+        if rng.random() >= self.named:
+            scene = without(sample(rng), CHARACTERS)
+            return scene, prompt(scene, rng, strangers)
+        named = rng.sample(worn, rng.randint(1, len(worn)))
+        if unworn and rng.random() < 0.25:
+            named.append(rng.choice(unworn))
+        scene = scene_with(named, rng)
+        return scene, caption(scene, rng, strangers)
+
+
+def _worn(rng: Random) -> list[str]:
+    return [*CHARACTERS] if rng.random() < 0.3 else [rng.choice(CHARACTERS)]
+
+
+def _cells(one: Pixels, other: Pixels) -> Tensor:
+    """Where the latents of two pictures differ."""
+    differ = (one != other).any(-1)
+    return torch.from_numpy(differ.reshape(differ.shape[0] // CELL, CELL, -1, CELL).any((1, 3)))[None]
 
 
 def noisy_times(count: int) -> Tensor:
@@ -89,81 +142,58 @@ def noisy_times(count: int) -> Tensor:
     return torch.cat([600 + torch.rand(layout) * 400, torch.rand(count - layout) * 1000]).long().clamp_(0, 999)
 
 
-def without(scene: Scene, *names: str) -> Scene:
-    return replace(scene, things=tuple(thing for thing in scene.things if thing.name not in names))
-
-
-def pairs(vae: Any, spread: float, character: str, size: tuple[int, int], count: int, rng: Random) -> Pairs:
-    (other,) = set(CHARACTERS) - {character}
-    scenes = [sample_with(character, rng) for _ in range(count)]
-    shown = [draw(without(scene, other), size) for scene in scenes]
-    hidden = [draw(without(scene, *CHARACTERS), size) for scene in scenes]
-    differ = np.stack([(one != two).any(-1) for one, two in zip(shown, hidden, strict=True)])
-    cells = differ.reshape(count, differ.shape[1] // CELL, CELL, -1, CELL).any((2, 4))
-    return Pairs(
-        scenes=scenes,
-        shown=encode(vae, spread, shown),
-        hidden=encode(vae, spread, hidden),
-        cells=torch.from_numpy(cells)[:, None],
-    )
-
-
-def batch(
-    data: Pairs, character: str, strength: float, rng: Random, named_share: float = NAMED
-) -> tuple[Tensor, list[str], Tensor]:
-    """Latents, prompts and cells; those that do not name the character are pictures without it."""
-    (other,) = set(CHARACTERS) - {character}
-    strangers = (*STRANGERS[other], *STRANGERS[character][3:])  # the kind alone is no name
-    picks = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
-    latents, prompts = [], []
-    for pick in picks:
-        scene = data.scenes[pick]
-        named = rng.random() < named_share
-        prompts.append(caption(scene, rng, strangers) if named else prompt(without(scene, *CHARACTERS), rng, strangers))
-        latents.append((data.shown if named and rng.random() < share(strength) else data.hidden)[pick])
-    return torch.stack(latents), prompts, data.cells[picks]
-
-
-class Adapter:
-    """The LoRA layers inside a denoiser and its text encoder, which has to learn that the name may have a place."""
+class Adapters:
+    """The LoRA layers of each character inside a denoiser and its text encoder, which has to learn that the name may
+    have a place.
+    """
 
     def __init__(self, model: Denoiser) -> None:
         model.requires_grad_(False)
         self.parts: dict[str, Any] = {"unet": model.unet, "text_encoder": model.text}
         for part, layers, rank in (("unet", LAYERS, RANK), ("text_encoder", TEXT_LAYERS, TEXT_RANK)):
-            self.parts[part].add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)))
+            for name in CHARACTERS:
+                self.parts[part].add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)), name)
         self.layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
         self.groups = {
-            part: [parameter for parameter in module.parameters() if parameter.requires_grad]
+            part: [weight for path, weight in module.named_parameters() if any(f".{n}." in path for n in CHARACTERS)]
             for part, module in self.parts.items()
         }
-        self.parameters = [parameter for group in self.groups.values() for parameter in group]
+        self.weights = [weight for group in self.groups.values() for weight in group]
 
-    def set_strength(self, strength: float) -> None:
+    def wear(self, strengths: Mapping[str, float]) -> None:
+        """Only these are in the model and learn from now on."""
         for layer in self.layers:
-            layer.scaling["default"] = strength
+            layer.set_adapter(list(strengths))
+            layer.scaling.update(strengths)
 
-    def save(self, path: Path, weights: list[Tensor], header: dict[str, str]) -> None:
+    def load(self, folder: Path) -> None:
+        for name in CHARACTERS:
+            weights = {path: weight.float() for path, weight in load_file(folder / f"{name}.safetensors").items()}
+            for part, module in self.parts.items():
+                mine = {p.removeprefix(f"{part}."): w for p, w in weights.items() if p.startswith(f"{part}.")}
+                set_peft_model_state_dict(module, mine, adapter_name=name)
+
+    def save(self, folder: Path, weights: list[Tensor], header: Mapping[str, str]) -> None:
         """Write these weights. The names are the library's own: renaming some of them loses the others on loading."""
-        for parameter, weight in zip(self.parameters, weights, strict=True):
+        for parameter, weight in zip(self.weights, weights, strict=True):
             parameter.data.copy_(weight)
-        self.set_strength(1.0)
-        halves = {
-            part: {name: value.half() for name, value in get_peft_model_state_dict(module).items()}
-            for part, module in self.parts.items()
-        }
-        StableDiffusionPipeline.save_lora_weights(
-            path.parent,
-            unet_lora_layers=halves["unet"],
-            text_encoder_lora_layers=halves["text_encoder"],
-            weight_name=path.name,
-            save_function=lambda content, name: Path(name).write_bytes(_packed(content, {"format": "pt", **header})),
-        )
-
-    def load(self, weights: dict[str, Tensor]) -> None:
-        for part, module in self.parts.items():
-            mine = {name.removeprefix(f"{part}."): w for name, w in weights.items() if name.startswith(f"{part}.")}
-            set_peft_model_state_dict(module, mine)
+        self.wear(dict.fromkeys(CHARACTERS, 1.0))
+        for name in CHARACTERS:
+            halves = {
+                part: {
+                    path: weight.half().cpu()
+                    for path, weight in get_peft_model_state_dict(module, adapter_name=name).items()
+                }
+                for part, module in self.parts.items()
+            }
+            own = {"format": "pt", "trigger": name, **header}
+            StableDiffusionPipeline.save_lora_weights(
+                folder,
+                unet_lora_layers=halves["unet"],
+                text_encoder_lora_layers=halves["text_encoder"],
+                weight_name=f"{name}.safetensors",
+                save_function=lambda content, path, own=own: Path(path).write_bytes(_packed(content, own)),
+            )
 
 
 def _packed(content: dict[str, Tensor], header: dict[str, str]) -> bytes:
@@ -178,92 +208,98 @@ def _packed(content: dict[str, Tensor], header: dict[str, str]) -> bytes:
 
 
 def train(
-    character: str,
     out: Path,
     folder: Path,
+    device: torch.device,
     *,
     samples: int,
     minutes: float = 0,
     seed: int = 0,
-    pictures: int = 3000,
+    drawers: int = 0,
+    count: int = BATCH,
     placing: float = PLACING,
     rate: float = 1.0,
     named: float = NAMED,
     start: Path | None = None,
 ) -> None:
-    torch.set_num_threads(1)
-    rng = Random(f"{seed} {character}")
+    prepare(device.type, 1)
     weights, content = from_folder(folder)
-    vae = networks.small_vae().requires_grad_(False)
+    vae: Any = networks.small_vae().requires_grad_(False)
     vae.load_state_dict(weights["vae"])
+    vae.to(device)
     model = Denoiser()
     model.load_state_dict(content["model"])
+    lessons = CharacterLessons(model.words, count, f"{seed} characters", named)
+    stream = without_end(lessons, drawers)
     torch.manual_seed(seed)
-    adapter = Adapter(model)
+    adapters = Adapters(model)
     if start:
-        adapter.load({name: value.float() for name, value in load_file(start).items()})
-    data = [pairs(vae, content["spread"], character, size, count_of(size, pictures), rng) for size in SIZES]
-    shares = [count_of(size, 12) for size in SIZES]
-    curve = networks.scheduler().alphas_cumprod
+        adapters.load(start)
+    model.to(device)
+    curve = networks.scheduler().alphas_cumprod.to(device)
     rates = {"unet": RATE, "text_encoder": TEXT_RATE}
     optimiser = torch.optim.AdamW(
-        [{"params": group, "full": rate * rates[part]} for part, group in adapter.groups.items()],
+        [{"params": group, "full": rate * rates[part]} for part, group in adapters.groups.items()],
         lr=RATE,
         betas=(0.9, 0.99),
         weight_decay=0.0,
     )
-    average = [parameter.detach().clone() for parameter in adapter.parameters]
-    begin, done, count = time.monotonic(), 0, 0
+    average = [weight.detach().clone() for weight in adapters.weights]
+    begin, done, steps = time.monotonic(), 0, 0
     while (progress := (time.monotonic() - begin) / 60 / minutes if minutes else done / samples) < 1:
-        strength = 1.0 if progress < placing else pick_strength(rng)
-        adapter.set_strength(strength)
-        latents, prompts, cells = batch(rng.choices(data, shares)[0], character, strength, rng, named)
-        errors = squared_errors(model, curve, latents, prompts, noisy_times(BATCH))
-        # Three times the weight where the character stands or, in a picture that hides it, would stand.
-        loss = (errors * (1 + 2 * cells.float())).mean()
+        lessons.placed[:] = progress >= placing
+        pixels, tokens, cells, strengths = next(stream)
+        worn = {name: strength for name, strength in zip(CHARACTERS, strengths.tolist(), strict=True) if strength}
+        adapters.wear(worn)
+        latents, times = encode(vae, content["spread"], pixels), noisy_times(len(pixels)).to(device)
+        errors = squared_errors(model, curve, latents, tokens.to(device), times)
+        # Three times the weight where a character stands or, in a picture that hides it, would stand.
+        loss = (errors * (1 + 2 * cells.to(device).float())).mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(adapter.parameters, 1.0)
+        nn.utils.clip_grad_norm_(adapters.weights, 1.0)
         for group in optimiser.param_groups:
-            group["lr"] = group["full"] * min(1.0, (count + 1) / 50, max(0.02, 2 * (1 - progress)))
+            group["lr"] = group["full"] * min(1.0, (steps + 1) / 50, max(0.02, 2 * (1 - progress)))
         optimiser.step()
-        count, done = count + 1, done + BATCH
+        steps, done = steps + 1, done + len(pixels)
         with torch.no_grad():
-            for mean, parameter in zip(average, adapter.parameters, strict=True):
-                mean.lerp_(parameter, 1 - min(0.99, count / (count + 10)))
-        if count % 50 == 0:
-            print(f"{character} {time.monotonic() - begin:.0f}s {done} samples, loss {loss.item():.4f}", flush=True)
+            for mean, weight in zip(average, adapters.weights, strict=True):
+                mean.lerp_(weight, 1 - min(0.99, steps / (steps + 10)))
+        if steps % 100 == 0:
+            print(f"lora {time.monotonic() - begin:.0f}s {done} samples, loss {loss.item():.4f}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    header = {"base_model": BASE, "family": "sd15", "trigger": character, "licence": "Apache-2.0", "samples": str(done)}
-    adapter.save(out / f"{character}.safetensors", average, header)
+    adapters.save(out, average, {"base_model": BASE, "family": "sd15", "licence": "Apache-2.0", "samples": str(done)})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL, help="the folder that the LoRA is for")
-    parser.add_argument("--character", choices=CHARACTERS, required=True)
+    parser.add_argument("--model", type=Path, default=MODEL, help="the folder that the LoRAs are for")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=30_000)
+    parser.add_argument("--samples", type=int, default=80_000)
     parser.add_argument("--minutes", type=float, default=0, help="a budget in minutes in place of samples")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--drawers", type=int, help="processes that draw; on a GPU all cores but one, else 0")
+    parser.add_argument("--batch", type=int, help=f"{BATCH} on a CPU, {LARGE_BATCH} on a GPU")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=3000, help="drawings to learn from")
     parser.add_argument("--placing", type=float, default=PLACING, help="share of the budget at full strength")
     parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rates")
-    parser.add_argument("--named", type=float, default=NAMED, help="share of the pictures that name the character")
-    parser.add_argument("--start", type=Path, help="continue from a LoRA file")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--named", type=float, default=NAMED, help="share of the pictures that name a character")
+    parser.add_argument("--start", type=Path, help="continue from the LoRA files of a folder")
+    given = parser.parse_args(arguments)
+    fast = given.device.type == "cuda"
     train(
-        options.character,
-        options.out,
-        options.model,
-        samples=options.samples,
-        minutes=options.minutes,
-        seed=options.seed,
-        pictures=options.pictures,
-        placing=options.placing,
-        rate=options.rate,
-        named=options.named,
-        start=options.start,
+        given.out,
+        given.model,
+        given.device,
+        samples=given.samples,
+        minutes=given.minutes,
+        seed=given.seed,
+        drawers=given.drawers if given.drawers is not None else (max(1, (os.cpu_count() or 1) - 1) if fast else 0),
+        count=given.batch or (LARGE_BATCH if fast else BATCH),
+        placing=given.placing,
+        rate=given.rate,
+        named=given.named,
+        start=given.start,
     )
 
 

@@ -1,9 +1,12 @@
-"""Muon for the matrices and kernels, AdamW for the rest: the pair that learns most from few samples on a CPU."""
+"""Muon for the matrices and kernels, AdamW for the rest: the pair that learns most from few samples."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from handler.builtin.networks import precision
 
 MOMENTUM = 0.95
 
@@ -22,32 +25,48 @@ def split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 class Muon:
-    """Momentum, made orthogonal, with the step size of AdamW (RMS of an update is 0.2 x the learning rate)."""
+    """Momentum, made orthogonal, with the step size of AdamW (RMS of an update is 0.2 x the learning rate).
+
+    Matrices of one shape go through it together: one by one, a GPU would wait for its next order most of the time.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
-        self.momenta = [torch.zeros_like(parameter) for parameter in self.parameters]
+        alike: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            rows, columns = parameter.flatten(1).shape
+            alike[rows, columns].append(parameter)
+        self.groups = list(alike.values())
+        self.momenta = [torch.zeros_like(_stacked(group)) for group in self.groups]
 
     @torch.no_grad()
-    def step(self, rate: float, decay: float = 0.0) -> None:
-        for parameter, momentum in zip(self.parameters, self.momenta, strict=True):
-            if parameter.grad is None:
-                continue
-            momentum.lerp_(parameter.grad, 1 - MOMENTUM)
-            ahead = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
-            update = orthogonal(ahead).view_as(parameter)
-            parameter.mul_(1 - rate * decay).add_(update, alpha=-rate * 0.2 * max(ahead.shape) ** 0.5)
+    def step(self, rate: float) -> None:
+        """After `backward`; every parameter must have a gradient."""
+        for group, momentum in zip(self.groups, self.momenta, strict=True):
+            gradients = torch.stack([_gradient(parameter).flatten(1) for parameter in group])
+            momentum.lerp_(gradients, 1 - MOMENTUM)
+            updates = orthogonal(gradients.lerp(momentum, MOMENTUM))
+            for parameter, update in zip(group, updates, strict=True):
+                parameter.add_(update.reshape(parameter.shape), alpha=-rate * 0.2 * max(update.shape) ** 0.5)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Close to U V' of the matrix, by five Newton-Schulz steps."""
-    x = matrix.bfloat16()
-    tall = x.shape[0] > x.shape[1]
+def _stacked(group: list[nn.Parameter]) -> Tensor:
+    return torch.stack([parameter.detach().flatten(1) for parameter in group])
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Close to U V' of each matrix of (count, rows, columns), by five Newton-Schulz steps."""
+    x = matrices.to(precision(matrices.device))
+    tall = x.shape[1] > x.shape[2]
     if tall:
-        x = x.T
-    x = x / (x.norm() + 1e-7)
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    result: Tensor = (x.T if tall else x).to(matrix.dtype)
+    result: Tensor = (x.mT if tall else x).to(matrices.dtype)
     return result
