@@ -19,7 +19,8 @@ def prepare(device: str, threads: int) -> None:
     """Once per process or more often. ``threads`` are the CPU's."""
     torch.set_num_threads(threads)
     if device == "cuda":
-        torch.set_float32_matmul_precision("high")
+        # Of the GPU alone: the wider setting would make the CPU's products coarse too, and LoRAs are added up there.
+        torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
 
@@ -28,6 +29,10 @@ def shrink(model: Model, denoiser: Any) -> None:
     """Before the weights move to the device, so that they never stand there whole. Raises `ModelsError`."""
     if not model.float8:
         return
+    if model.compile:
+        # What widens the weights for each layer can't be compiled with it: SDXL's architecture took three times as long
+        # on an H200 as without either.
+        raise ModelsError(f"models.{model.name}: float8 and compile together are slower than neither; leave one out")
     if not hasattr(denoiser, "enable_layerwise_casting"):
         raise _cannot(model, "float8", denoiser)
     denoiser.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=denoiser.dtype)
@@ -35,18 +40,20 @@ def shrink(model: Model, denoiser: Any) -> None:
 
 def tune(model: Model, pipeline: Any, denoiser: Any, device: str) -> None:
     """After the weights have moved. Raises `ModelsError` for what this model can't do."""
-    if device == "cuda":
-        _channels_last(pipeline)
     if model.attention is not None:
         _choose_attention(model, model.attention, denoiser)
     if model.step_cache:
         _enable_step_cache(model, denoiser)
     if model.compile:
+        if device == "cuda":
+            _channels_last(pipeline)
         _compile(model, denoiser)
 
 
 def _channels_last(pipeline: Any) -> None:
-    """The order of numbers that convolutions on a GPU like best."""
+    """The order of numbers that convolutions on a GPU like best. Only for compiled code: torch's own group norm copies
+    to the other order and back around each of them.
+    """
     for name in ("unet", "vae"):
         # Convolutions over time have five dimensions and another such order.
         part = getattr(pipeline, name, None)
@@ -84,7 +91,7 @@ def _compile(model: Model, denoiser: Any) -> None:
     # Orders come in many sizes: one program for all of them, rather than a minute's wait at each new one.
     if getattr(denoiser, "_repeated_blocks", None):
         # The step cache decides in Python whether to go on, in the middle of what would be one graph.
-        denoiser.compile_repeated_blocks(fullgraph=not (model.step_cache or model.float8), dynamic=True)
+        denoiser.compile_repeated_blocks(fullgraph=not model.step_cache, dynamic=True)
     else:
         denoiser.compile(dynamic=True)
 

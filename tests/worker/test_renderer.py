@@ -466,6 +466,7 @@ def test_attention_can_be_chosen(flux_folder: Path) -> None:
     [
         ({"step_cache": 0.1}, r"models\.tiny\.step_cache: UNet2DConditionModel can't do it; leave it out"),
         ({"attention": "native"}, r"models\.tiny\.attention: UNet2DConditionModel can't do it; leave it out"),
+        ({"compile": True, "float8": True}, r"models\.tiny: float8 and compile together are slower than neither"),
         ({"attention": "quick"}, r"models\.tiny\.attention: 'quick' is unknown; write one of .*flash.*sage"),
     ],
 )
@@ -502,9 +503,11 @@ def test_a_compiled_model_draws_the_same_picture(flux_folder: Path, monkeypatch:
 def test_code_that_was_made_of_a_model_draws_nearly_the_same_picture(flux_folder: Path) -> None:
     compiled = DiffusersRenderer.load(flux(flux_folder, compile=True))
     eager = DiffusersRenderer.load(flux(flux_folder))
+    # Compiled code rounds to the 16 bits of a GPU's products at other places; a CPU has 32.
+    step = 12 if torch.cuda.is_available() else 3
     for order in (replace(ORDER, negative=None), replace(ORDER, negative=None, width=96)):
         difference = np.asarray(one(compiled, order), np.int16) - np.asarray(one(eager, order), np.int16)
-        assert np.abs(difference).max() <= 3
+        assert np.abs(difference).max() <= step
 
 
 def test_loading_tells_how_long_each_part_took(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
