@@ -14,7 +14,7 @@ from handler.builtin import networks
 from handler.builtin.colours import PAINTS, TIMES, palette
 from handler.builtin.denoiser import copies
 from handler.builtin.lessons import SQUARE, Lesson, own_chance, stacked, to_tensor, without_end
-from handler.builtin.training import Run, Steps, follow, in_workers, orphaned, save
+from handler.builtin.training import Budget, Optimiser, Run, follow, in_workers, orphaned, save
 from handler.builtin.world import CHARACTERS, Pixels, Scene, Thing, draw, sample
 
 BATCH = 8
@@ -49,22 +49,23 @@ def load(out: Path) -> Any:
 
 def _worker(index: int, run: Run, parent: int, tally: Tensor, vae: Any) -> None:
     lessons = without_end(Pictures(BATCH, f"{run.seed} {index} pictures"), run.drawers)
-    steps = Steps(vae, run, tally, index, muon=2e-3, adam=1e-3, decay_from=0.5)
+    budget = Budget(run, tally, index)
+    optimiser = Optimiser(vae, budget, muon=2e-3, adam=1e-3, decay_from=0.5)
     average = copies(vae)
-    while steps.progress < 1 and not orphaned(parent):
+    while budget.progress < 1 and not orphaned(parent):
         (pixels,) = next(lessons)
         pictures = to_tensor(pixels.to(run.device))
-        noise = 0.1 * min(1.0, steps.progress * 5)
+        noise = 0.1 * min(1.0, budget.progress * 5)
         with networks.autocast(run.device):
             latents = vae.encode(pictures).latents
             drawn = vae.decode(latents + noise * torch.randn_like(latents)).sample.float()
         loss = picture_loss(drawn, pictures) + 0.03 * moment_loss(latents.float())
-        steps.step(loss, len(pictures))
+        optimiser.step(loss, len(pictures))
         networks.pin_to_centre(vae)
         if index == 0:
-            follow(average, vae, min(0.998, steps.count / (steps.count + 10)))
-            if steps.count % 100 == 0:
-                print(f"vae {steps.seconds:.0f}s step {steps.count} loss {loss.item():.4f}", flush=True)
+            follow(average, vae, min(0.998, budget.steps / (budget.steps + 10)))
+            if budget.steps % 100 == 0:
+                print(f"vae {budget.seconds:.0f}s step {budget.steps} loss {loss.item():.4f}", flush=True)
     if index == 0:
         save(run.out / "vae.pt", {"vae": average})
 

@@ -11,7 +11,6 @@ repeated to the bit on one machine.
 import argparse
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +32,8 @@ from handler.builtin.captions import STRANGERS, caption
 from handler.builtin.denoiser import Denoiser, from_folder, squared_errors, tokens_of
 from handler.builtin.lessons import Lesson, encode, own_chance, pick_size, prompt, stacked, without_end
 from handler.builtin.studio import MODEL
+from handler.builtin.training import Budget, Run, idle_cores, in_workers, orphaned
 from handler.builtin.world import CELL, CHARACTERS, PLACES, Pixels, Scene, Thing, draw, sample, usual_places
-from handler.speed import prepare
 
 RANK = 16
 TEXT_RANK = 64
@@ -149,6 +148,7 @@ class Adapters:
 
     def __init__(self, model: Denoiser) -> None:
         model.requires_grad_(False)
+        self.model = model
         self.parts: dict[str, Any] = {"unet": model.unet, "text_encoder": model.text}
         for part, layers, rank in (("unet", LAYERS, RANK), ("text_encoder", TEXT_LAYERS, TEXT_RANK)):
             for name in CHARACTERS:
@@ -207,68 +207,72 @@ def _packed(content: dict[str, Tensor], header: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text + whole[end:]
 
 
-def train(
-    out: Path,
-    folder: Path,
-    device: torch.device,
-    *,
-    samples: int,
-    minutes: float = 0,
-    seed: int = 0,
-    drawers: int = 0,
-    count: int = BATCH,
-    placing: float = PLACING,
-    rate: float = 1.0,
-    named: float = NAMED,
-    start: Path | None = None,
-) -> None:
-    prepare(device.type, 1)
+def train(run: Run, folder: Path, *, placing: float = PLACING, named: float = NAMED, start: Path | None = None) -> None:
+    """Writes a file for each character, begun with those in `start` or, with None, from nothing."""
     weights, content = from_folder(folder)
     vae: Any = networks.small_vae().requires_grad_(False)
     vae.load_state_dict(weights["vae"])
-    vae.to(device)
+    torch.manual_seed(run.seed)
     model = Denoiser()
     model.load_state_dict(content["model"])
-    lessons = CharacterLessons(model.words, count, f"{seed} characters", named)
-    stream = without_end(lessons, drawers)
-    torch.manual_seed(seed)
     adapters = Adapters(model)
     if start:
         adapters.load(start)
-    model.to(device)
-    curve = networks.scheduler().alphas_cumprod.to(device)
+    model.to(run.device)
+    model.share_memory()
+    in_workers(_worker, run, vae.to(run.device), adapters, content["spread"], placing, named)
+
+
+def _worker(
+    index: int,
+    run: Run,
+    parent: int,
+    tally: Tensor,
+    vae: Any,
+    adapters: Adapters,
+    spread: float,
+    placing: float,
+    named: float,
+) -> None:
+    lessons = CharacterLessons(adapters.model.words, run.batch, f"{run.seed} {index} characters", named)
+    stream = without_end(lessons, run.drawers)
+    curve = networks.scheduler().alphas_cumprod.to(run.device)
     rates = {"unet": RATE, "text_encoder": TEXT_RATE}
     optimiser = torch.optim.AdamW(
-        [{"params": group, "full": rate * rates[part]} for part, group in adapters.groups.items()],
+        [{"params": group, "full": run.rate * rates[part]} for part, group in adapters.groups.items()],
         lr=RATE,
         betas=(0.9, 0.99),
         weight_decay=0.0,
     )
     average = [weight.detach().clone() for weight in adapters.weights]
-    begin, done, steps = time.monotonic(), 0, 0
-    while (progress := (time.monotonic() - begin) / 60 / minutes if minutes else done / samples) < 1:
+    budget = Budget(run, tally, index)
+    while (progress := budget.progress) < 1 and not orphaned(parent):
         lessons.placed[:] = progress >= placing
         pixels, tokens, cells, strengths = next(stream)
         worn = {name: strength for name, strength in zip(CHARACTERS, strengths.tolist(), strict=True) if strength}
         adapters.wear(worn)
-        latents, times = encode(vae, content["spread"], pixels), noisy_times(len(pixels)).to(device)
-        errors = squared_errors(model, curve, latents, tokens.to(device), times)
+        latents, times = encode(vae, spread, pixels), noisy_times(len(pixels)).to(run.device)
+        errors = squared_errors(adapters.model, curve, latents, tokens.to(run.device), times)
         # Three times the weight where a character stands or, in a picture that hides it, would stand.
-        loss = (errors * (1 + 2 * cells.to(device).float())).mean()
+        loss = (errors * (1 + 2 * cells.to(run.device).float())).mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(adapters.weights, 1.0)
         for group in optimiser.param_groups:
-            group["lr"] = group["full"] * min(1.0, (steps + 1) / 50, max(0.02, 2 * (1 - progress)))
+            group["lr"] = group["full"] * min(1.0, (budget.steps + 1) / 50, max(0.02, 2 * (1 - progress)))
         optimiser.step()
-        steps, done = steps + 1, done + len(pixels)
+        budget.count(len(pixels))
+        if index:
+            continue
         with torch.no_grad():
             for mean, weight in zip(average, adapters.weights, strict=True):
-                mean.lerp_(weight, 1 - min(0.99, steps / (steps + 10)))
-        if steps % 100 == 0:
-            print(f"lora {time.monotonic() - begin:.0f}s {done} samples, loss {loss.item():.4f}", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    adapters.save(out, average, {"base_model": BASE, "family": "sd15", "licence": "Apache-2.0", "samples": str(done)})
+                mean.lerp_(weight, 1 - min(0.99, budget.steps / (budget.steps + 10)))
+        if budget.steps % 50 == 0:
+            print(f"lora {budget.seconds:.0f}s {budget.samples} samples, loss {loss.item():.4f}", flush=True)
+    if index == 0:
+        run.out.mkdir(parents=True, exist_ok=True)
+        header = {"base_model": BASE, "family": "sd15", "licence": "Apache-2.0", "samples": str(budget.samples)}
+        adapters.save(run.out, average, header)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -278,7 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=80_000)
     parser.add_argument("--minutes", type=float, default=0, help="a budget in minutes in place of samples")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--drawers", type=int, help="processes that draw; on a GPU all cores but one, else 0")
+    parser.add_argument("--workers", type=int, help="processes that train; 2 on a CPU")
+    parser.add_argument("--drawers", type=int, help="processes that draw for each; on a GPU all cores but one")
     parser.add_argument("--batch", type=int, help=f"{BATCH} on a CPU, {LARGE_BATCH} on a GPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--placing", type=float, default=PLACING, help="share of the budget at full strength")
@@ -287,20 +292,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, help="continue from the LoRA files of a folder")
     given = parser.parse_args(arguments)
     fast = given.device.type == "cuda"
-    train(
-        given.out,
-        given.model,
-        given.device,
+    run = Run(
+        out=given.out,
+        device=given.device,
+        workers=given.workers or (1 if fast else 2),
+        drawers=given.drawers if given.drawers is not None else idle_cores(given.device),
+        batch=given.batch or (LARGE_BATCH if fast else BATCH),
+        rate=given.rate,
+        seed=given.seed,
         samples=given.samples,
         minutes=given.minutes,
-        seed=given.seed,
-        drawers=given.drawers if given.drawers is not None else (max(1, (os.cpu_count() or 1) - 1) if fast else 0),
-        count=given.batch or (LARGE_BATCH if fast else BATCH),
-        placing=given.placing,
-        rate=given.rate,
-        named=given.named,
-        start=given.start,
     )
+    train(run, given.model, placing=given.placing, named=given.named, start=given.start)
 
 
 if __name__ == "__main__":

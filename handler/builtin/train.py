@@ -24,9 +24,8 @@ from handler.builtin import autoencoder, networks
 from handler.builtin.captions import caption
 from handler.builtin.denoiser import Denoiser, copies, from_folder, squared_errors, tokens_of
 from handler.builtin.lessons import SQUARE, Lessons, encode, stacked, without_end
-from handler.builtin.training import Run, Steps, follow, in_workers, orphaned, save
+from handler.builtin.training import Budget, Optimiser, Run, follow, idle_cores, in_workers, orphaned, save
 from handler.builtin.world import draw, sample
-from handler.speed import prepare
 
 BATCH, LARGE_BATCH = 40, 512  # for a core and for a GPU
 REPORT = 60  # seconds
@@ -60,32 +59,33 @@ def _worker(
     lessons = without_end(Lessons(model.words, run.batch, f"{run.seed} {index} {run.done}"), run.drawers)
     held = _held_out(vae, spread, model.words)
     curve = networks.scheduler().alphas_cumprod.to(run.device)
-    steps = Steps(model, run, tally, index, muon=1.5e-3, adam=1.5e-3, decay_from=0.3)
-    told = saved = steps.seconds
-    while steps.progress < 1 and not orphaned(parent):
+    budget = Budget(run, tally, index)
+    optimiser = Optimiser(model, budget, muon=1.5e-3, adam=1.5e-3, decay_from=0.3)
+    told = saved = budget.seconds
+    while budget.progress < 1 and not orphaned(parent):
         pixels, tokens = next(lessons)
         latents, times = encode(vae, spread, pixels), pick_times(len(pixels))
         errors = squared_errors(
             model, curve, latents, tokens.to(run.device, non_blocking=True), times.to(run.device, non_blocking=True)
         )
-        steps.step(errors.mean(), len(pixels))
+        optimiser.step(errors.mean(), len(pixels))
         if index:
             continue
-        follow(average, model, 0.998 if run.done else min(0.998, steps.count / (steps.count + 20)))
-        if steps.seconds - told > REPORT:
-            told = steps.seconds
-            print(f"unet {told:.0f}s {steps.samples} samples, {_loss(average, curve, *held)}", flush=True)
-        if steps.seconds - saved > 2 * REPORT:
-            saved = steps.seconds
-            _save(steps, model, average, spread)
+        follow(average, model, 0.998 if run.done else min(0.998, budget.steps / (budget.steps + 20)))
+        if budget.seconds - told > REPORT:
+            told = budget.seconds
+            print(f"unet {told:.0f}s {budget.samples} samples, {_loss(average, curve, *held)}", flush=True)
+        if budget.seconds - saved > 2 * REPORT:
+            saved = budget.seconds
+            _save(budget, model, average, spread)
     if index == 0:
-        print(f"unet {steps.seconds:.0f}s {steps.samples} samples, {_loss(average, curve, *held)}", flush=True)
-        _save(steps, model, average, spread)
+        print(f"unet {budget.seconds:.0f}s {budget.samples} samples, {_loss(average, curve, *held)}", flush=True)
+        _save(budget, model, average, spread)
 
 
-def _save(steps: Steps, model: Denoiser, average: dict[str, Tensor], spread: float) -> None:
+def _save(budget: Budget, model: Denoiser, average: dict[str, Tensor], spread: float) -> None:
     content = {"model": model.state_dict(), "average": average, "spread": spread}
-    save(steps.run.out / "unet.pt", content | {"samples": steps.samples, "seconds": steps.seconds})
+    save(budget.run.out / "unet.pt", content | {"samples": budget.samples, "seconds": budget.seconds})
 
 
 @torch.no_grad()
@@ -145,13 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fast = given.device.type == "cuda"
     if fast and (given.workers or 1) > 1:
         parser.error("on a GPU one process trains: leave --workers out, and give it --drawers")
-    prepare(given.device.type, 1)
     given.out.mkdir(parents=True, exist_ok=True)
     run = Run(
         out=given.out,
         device=given.device,
         workers=given.workers or (1 if fast else 2),
-        drawers=given.drawers if given.drawers is not None else (max(1, (os.cpu_count() or 1) - 1) if fast else 0),
+        drawers=given.drawers if given.drawers is not None else idle_cores(given.device),
         batch=given.batch or (LARGE_BATCH if fast else BATCH),
         rate=given.rate,
         seed=given.seed,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from handler.builtin.muon import Muon, split
+from handler.speed import prepare
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,19 +34,12 @@ class Run:
     seconds: float = 0.0  # of earlier sittings
 
 
-class Steps:
-    """The optimiser of one worker and what all of them have done of the budget."""
+class Budget:
+    """What all workers have done of it, told by one of them."""
 
-    def __init__(
-        self, module: nn.Module, run: Run, tally: Tensor, index: int, *, muon: float, adam: float, decay_from: float
-    ) -> None:
-        matrices, rest = split(module)
-        self.parameters = matrices + rest
-        self.rates, self.decay_from, self.run = (run.rate * muon, run.rate * adam), decay_from, run
-        self.muon = Muon(matrices)
-        self.adam = torch.optim.AdamW(rest, lr=self.rates[1], betas=(0.9, 0.99), weight_decay=0.0)
-        self.tally, self.index = tally, index
-        self.start, self.count = time.monotonic() - run.seconds, 0
+    def __init__(self, run: Run, tally: Tensor, index: int) -> None:
+        self.run, self.tally, self.index = run, tally, index
+        self.start, self.steps = time.monotonic() - run.seconds, 0
 
     @property
     def seconds(self) -> float:
@@ -61,18 +55,34 @@ class Steps:
             return self.seconds / (60 * self.run.minutes)
         return self.samples / self.run.samples
 
+    def count(self, samples: int) -> None:
+        """After each step."""
+        self.steps += 1
+        self.tally[self.index] += samples
+
+
+class Optimiser:
+    """Muon and AdamW of one worker, with one schedule."""
+
+    def __init__(self, module: nn.Module, budget: Budget, *, muon: float, adam: float, decay_from: float) -> None:
+        matrices, rest = split(module)
+        self.parameters = matrices + rest
+        self.rates, self.decay_from, self.budget = (budget.run.rate * muon, budget.run.rate * adam), decay_from, budget
+        self.muon = Muon(matrices)
+        self.adam = torch.optim.AdamW(rest, lr=self.rates[1], betas=(0.9, 0.99), weight_decay=0.0)
+
     def step(self, loss: Tensor, samples: int) -> None:
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        scale = min(1.0, (self.count + 1) / 100, max(0.02, (1 - self.progress) / (1 - self.decay_from)))
+        left = max(0.02, (1 - self.budget.progress) / (1 - self.decay_from))
+        scale = min(1.0, (self.budget.steps + 1) / 100, left)
         self.muon.step(self.rates[0] * scale)
         for group in self.adam.param_groups:
             group["lr"] = self.rates[1] * scale
         self.adam.step()
-        self.count += 1
-        self.tally[self.index] += samples
+        self.budget.count(samples)
 
 
 @torch.no_grad()
@@ -100,9 +110,14 @@ def in_workers(work: Callable[..., None], run: Run, *arguments: Any) -> None:
 
 
 def _quietly(index: int, work: Callable[..., None], run: Run, parent: int, *arguments: Any) -> None:
-    torch.set_num_threads(1)
+    prepare(run.device.type, 1)
     torch.manual_seed(run.seed * 100 + index + run.done)
     work(index, run, parent, *arguments)
+
+
+def idle_cores(device: torch.device) -> int:
+    """How many can draw for the one that keeps a GPU busy; on a CPU there are none to spare."""
+    return max(1, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0
 
 
 def orphaned(parent: int) -> bool:

@@ -21,7 +21,8 @@ def train_little(folder):
         warnings.simplefilter("ignore")  # libraries announce their next versions
         train.main(["--out", str(folder), *little])
         export.main(["--run", str(folder), "--model", str(folder / "model")])
-        lora.main(["--model", str(folder / "model"), "--out", str(folder / "loras"), "--samples", "64"])
+        lora.main(["--model", str(folder / "model"), "--out", str(folder / "loras"), "--workers", "1",
+                   "--samples", "64"])  # fmt: skip
     return folder
 
 
