@@ -480,20 +480,37 @@ def test_attention_that_is_not_installed_stops_the_start(flux_folder: Path) -> N
         DiffusersRenderer.load(flux(flux_folder, attention="sage"))
 
 
-def test_a_compiled_model_draws_the_same_picture(flux_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """What was compiled. The graphs are captured as ever; turning them into code would take minutes on a busy CPU."""
     compile_module = torch.nn.Module.compile
-    compiled = list[torch.nn.Module]()
+    modules = list[torch.nn.Module]()
 
     def without_code(module: torch.nn.Module, **options: Any) -> None:
-        # The graphs are captured as ever; turning them into code would take minutes on a busy CPU.
-        compiled.append(module)
+        modules.append(module)
         compile_module(module, **options, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", without_code)
+    return modules
+
+
+def test_a_compiled_transformer_draws_the_same_picture(flux_folder: Path, compiled: list[torch.nn.Module]) -> None:
     renderer = DiffusersRenderer.load(flux(flux_folder, compile=True))
     assert {type(module).__name__ for module in compiled} == {"FluxTransformerBlock", "FluxSingleTransformerBlock"}
     order = replace(ORDER, negative=None, steps=1)
     assert one(renderer, order).tobytes() == one(DiffusersRenderer.load(flux(flux_folder)), order).tobytes()
+
+
+def test_a_compiled_unet_needs_two_programs_for_all_sizes(
+    tiny_folder: Path, tiny_renderer: Renderer, compiled: list[torch.nn.Module]
+) -> None:
+    renderer = DiffusersRenderer.load(Model(name="tiny", source=str(tiny_folder), compile=True))
+    assert [type(module).__name__ for module in compiled] == ["UNet2DConditionModel"]
+    orders = [replace(ORDER, steps=1, width=width, height=height) for width, height in ((64, 64), (96, 80), (80, 112))]
+    pictures = [one(renderer, order).tobytes() for order in orders[:2]]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        pictures.append(one(renderer, orders[2]).tobytes())
+    assert pictures == [one(tiny_renderer, order).tobytes() for order in orders]
 
 
 @pytest.mark.skipif("IMGEN_TEST_COMPILE" not in os.environ, reason="slow; IMGEN_TEST_COMPILE=1 compiles in earnest")
