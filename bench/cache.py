@@ -27,8 +27,9 @@ from cache.encoder import Encoder
 from cache.memory import MemoryIndex
 from cache.minilm import MiniLM
 from compliance.verdict import Verdict
+from gateway.core.cache_entries import fingerprint
 from gateway.core.cache_feed import CacheFeed
-from gateway.core.caching import CachePolicy, CacheWish, Caching, fingerprint
+from gateway.core.caching import CachePolicy, CacheWish, Caching
 from gateway.core.embedding import Embedder
 from gateway.core.images import (
     Caller,

@@ -22,7 +22,7 @@ not told here is the family's (`handler.families`):
 
 For speed and memory, of use on a GPU (docs/worker.md says when to take which):
 
-``compile``        ``torch.compile`` of the denoiser, of a transformer its repeated blocks: slower first picture, faster others; false
+``compile``        ``torch.compile`` of the denoiser or its repeated blocks: slower first picture, faster others; false
 ``attention``      a diffusers attention backend, such as ``flash`` or ``sage``, instead of torch's own
 ``float8``         the denoiser's weights are kept in 8 bits and computed with in 16; false
 ``step_cache``     skip steps that change little: a threshold for diffusers' first-block cache, such as 0.1; 0 is off

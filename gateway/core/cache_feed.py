@@ -16,7 +16,8 @@ import structlog
 from cache.encoder import Encoder, Vector
 from cache.errors import CacheError
 from cache.index import Index, Point
-from gateway.core.caching import CachePolicy, entry_of, index_scope
+from gateway.core.cache_entries import entry_of, index_scope
+from gateway.core.caching import CachePolicy
 from gateway.core.embedding import Embedder
 from gateway.core.images import Entry
 from gateway.core.ports import Entries

@@ -18,7 +18,8 @@ from compliance.review import Context
 from gateway.core import prompts
 from gateway.core.advance import Advancer, Policy
 from gateway.core.appeals import Appeals
-from gateway.core.caching import SWITCHED_OFF, WITH_REFERENCES, CacheWish, Caching, Found, fingerprint
+from gateway.core.cache_entries import fingerprint
+from gateway.core.caching import SWITCHED_OFF, WITH_REFERENCES, CacheWish, Caching, Found
 from gateway.core.catalog import Catalog, worn
 from gateway.core.deletion import Deletion
 from gateway.core.finishing import Finisher, reference_key, signed_reference_key

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.core import prompts
-from gateway.core.caching import MATCHES, CacheWish
+from gateway.core.cache_entries import MATCHES
+from gateway.core.caching import CacheWish
 from gateway.core.catalog import Catalog
 from gateway.core.images import SEEDS, Credentials, Delivery, Notice
 from gateway.core.logos import MOST_BYTES, POSITIONS, GivenLogo
