@@ -39,14 +39,13 @@ check: install  ## Format, lint, types and who may import whom
 bench: install  ## What it costs, against the floors
 	$(BIN)/python -m bench
 
-TRAIN ?= --samples-vae 40000 --samples-unet 500000 --workers 2 --seed 0
-LORA ?= --samples 30000 --seed 0
+TRAIN ?= --samples-vae 40000 --samples-unet 900000 --seed 0
+LORA ?= --samples 160000 --seed 0
 
-train: install  ## Train the built-in model and its characters from nothing, into var/train: hours; see its model card
+train: install  ## Train the built-in model and its characters from nothing, into var/train: see its model card
 	$(BIN)/python -m handler.builtin.train --out var/train $(TRAIN) $(if $(wildcard var/train/*.pt),--resume)
 	$(BIN)/python -m handler.builtin.export --run var/train --model var/train/model
-	for character in aya bella; do $(BIN)/python -m handler.builtin.lora --model var/train/model \
-	  --character $$character --out var/train/loras $(LORA) || exit 1; done
+	$(BIN)/python -m handler.builtin.lora --model var/train/model --out var/train/loras $(LORA)
 
 eval-model: install  ## How well the built-in model does what it is told, figure by figure: about 10 minutes
 	@$(BIN)/python -m handler.builtin.evaluate

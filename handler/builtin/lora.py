@@ -135,9 +135,11 @@ def _cells(one: Pixels, other: Pixels) -> Tensor:
     return torch.from_numpy(differ.reshape(differ.shape[0] // CELL, CELL, -1, CELL).any((1, 3)))[None]
 
 
-def noisy_times(count: int) -> Tensor:
-    """Two thirds from the noisy end: a place is decided there, and it takes longest to learn."""
-    layout = 2 * count // 3
+def pick_times(count: int, placed: bool) -> Tensor:
+    """First two thirds from the noisy end: a place is decided there, and it takes longest to learn. Then, for the face,
+    evenly.
+    """
+    layout = 0 if placed else 2 * count // 3
     return torch.cat([600 + torch.rand(layout) * 400, torch.rand(count - layout) * 1000]).long().clamp_(0, 999)
 
 
@@ -247,11 +249,12 @@ def _worker(
     average = [weight.detach().clone() for weight in adapters.weights]
     budget = Budget(run, tally, index)
     while (progress := budget.progress) < 1 and not orphaned(parent):
-        lessons.placed[:] = progress >= placing
+        placed = progress >= placing
+        lessons.placed[:] = placed
         pixels, tokens, cells, strengths = next(stream)
         worn = {name: strength for name, strength in zip(CHARACTERS, strengths.tolist(), strict=True) if strength}
         adapters.wear(worn)
-        latents, times = encode(vae, spread, pixels), noisy_times(len(pixels)).to(run.device)
+        latents, times = encode(vae, spread, pixels), pick_times(len(pixels), placed).to(run.device)
         errors = squared_errors(adapters.model, curve, latents, tokens.to(run.device), times)
         # Three times the weight where a character stands or, in a picture that hides it, would stand.
         loss = (errors * (1 + 2 * cells.to(run.device).float())).mean()
