@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from cache.encoder import Encoder
 from compliance.authority import load_or_create
 from compliance.credentials import Credentials as SigningCredentials
 from compliance.credentials import RemoteKey
@@ -100,11 +101,12 @@ def create_app(
     *,
     backend_transport: httpx.AsyncBaseTransport | None = None,
     reviewers: Sequence[Reviewer] = (),
+    encoder: Encoder | None = None,
 ) -> Starlette:
     """One gateway. Builds without I/O but for reading the files that the settings name; opens all in the lifespan.
 
-    ``reviewers`` are asked beside those of the settings. Raises `CatalogError`, `SettingsError` and
-    `compliance.errors.BadRules`, which name what to mend.
+    ``reviewers`` are asked beside those of the settings; ``encoder`` is that of the settings, loaded already. Raises
+    `CatalogError`, `SettingsError` and `compliance.errors.BadRules`, which name what to mend.
     """
     if not settings.backend_url:
         raise SettingsError(
@@ -158,7 +160,7 @@ def create_app(
     )
     policy = Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__})
     entries = SqlEntries(database)
-    embedder = embedder_of(settings)
+    embedder = embedder_of(settings, encoder)
     cache_policy = CachePolicy(**{name: getattr(settings, name) for name in CachePolicy.__dataclass_fields__})
     caching = Caching(
         entries=entries,
