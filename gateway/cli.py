@@ -177,8 +177,8 @@ def generate(
     """Draw a picture, wait for it and save it; of several each gets a number in its name."""
     from compliance.verify import verify as read
     from gateway import console
-    from gateway.app import anchors_of
     from gateway.client import data_uri
+    from gateway.signing import anchors_of
 
     settings = _settings(data=data)
     width, height = _size(size)
