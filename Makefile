@@ -28,9 +28,9 @@ demo: install  ## One picture, from nothing to signed and verified: out/demo.jpg
 serve: install  ## The whole stack on http://127.0.0.1:8080, until Ctrl-C
 	@$(BIN)/python -m gateway up
 
-# Whole files go to one of the two processes: what a file starts up, it starts up once.
+# Whole files go to one of the two processes: what a file starts up, it starts up once. tests/conftest.py has their order.
 test: install  ## All tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install  ## Format, lint, types and who may import whom
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import hmac
-import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,10 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from compliance.authority import load_or_create
-from compliance.credentials import Credentials as SigningCredentials
-from compliance.credentials import RemoteKey
-from compliance.errors import ComplianceError
+from cache.encoder import Encoder
 from compliance.pixelmark import ALGORITHM, PixelMark
 from compliance.review import Reviewer
 from compliance.reviewers.words import Words
@@ -88,6 +80,7 @@ from gateway.middleware import LastResort, RequestId
 from gateway.pages.site import Site
 from gateway.semantics import embedder_of
 from gateway.settings import Settings
+from gateway.signing import pixel_mark_of, secret_of, signing_credentials
 from gateway.storage.build import storage_of
 from gateway.storage.keys import PUBLISHED
 from gateway.webhooks import Webhook
@@ -100,11 +93,12 @@ def create_app(
     *,
     backend_transport: httpx.AsyncBaseTransport | None = None,
     reviewers: Sequence[Reviewer] = (),
+    encoder: Encoder | None = None,
 ) -> Starlette:
     """One gateway. Builds without I/O but for reading the files that the settings name; opens all in the lifespan.
 
-    ``reviewers`` are asked beside those of the settings. Raises `CatalogError`, `SettingsError` and
-    `compliance.errors.BadRules`, which name what to mend.
+    ``reviewers`` are asked beside those of the settings; ``encoder`` is that of the settings, loaded already. Raises
+    `CatalogError`, `SettingsError` and `compliance.errors.BadRules`, which name what to mend.
     """
     if not settings.backend_url:
         raise SettingsError(
@@ -158,7 +152,7 @@ def create_app(
     )
     policy = Policy(**{name: getattr(settings, name) for name in Policy.__dataclass_fields__})
     entries = SqlEntries(database)
-    embedder = embedder_of(settings)
+    embedder = embedder_of(settings, encoder)
     cache_policy = CachePolicy(**{name: getattr(settings, name) for name in CachePolicy.__dataclass_fields__})
     caching = Caching(
         entries=entries,
@@ -381,12 +375,6 @@ def polisher_of(settings: Settings, signer: Signer, pixel_mark: PixelMark | None
     )
 
 
-def pixel_mark_of(settings: Settings, secret: bytes) -> PixelMark:
-    """What lays ids into pixels and finds them there; also where none are laid any more, for those that are out."""
-    key = settings.pixel_mark_key.encode() or hmac.digest(secret, b"imgen pixel mark", "sha256")
-    return PixelMark(key)
-
-
 def signer_of(settings: Settings) -> Signer:
     """What signs the pictures. Raises `SettingsError` when the signing credentials are not usable."""
     return Signer(
@@ -399,62 +387,6 @@ def signer_of(settings: Settings) -> Signer:
         pixel_mark=ALGORITHM,
         timestamps=TimestampAuthority(url=settings.tsa_url, timeout=settings.tsa_timeout) if settings.tsa_url else None,
     )
-
-
-def secret_of(settings: Settings) -> bytes:
-    """The signing secret: the setting, or a file that only its owner can read, made at the first start."""
-    if settings.secret:
-        return settings.secret.encode()
-    path = settings.data / "secret"
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
-    if not path.exists():
-        # Written whole, then linked into place: two first starts at once end with one secret.
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32))
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)
-        fresh.unlink()
-    return path.read_bytes().strip()
-
-
-def signing_credentials(settings: Settings) -> SigningCredentials:
-    """The configured chain, or the development authority of the data folder. Raises `SettingsError`."""
-    try:
-        if settings.signing_chain is None:
-            return load_or_create(authority_folder(settings))
-        if settings.signing_anchors is None:
-            raise SettingsError("IMGEN_SIGNING_ANCHORS: name the PEM file with the root of the signing chain")
-        if settings.signing_key is None:
-            return SigningCredentials.from_remote_key_files(
-                settings.signing_chain, _kms_key(settings), settings.signing_anchors
-            )
-        return SigningCredentials.from_pem_files(settings.signing_chain, settings.signing_key, settings.signing_anchors)
-    except ComplianceError as exc:
-        raise SettingsError(f"IMGEN_SIGNING_CHAIN: {exc.message}", fix=exc.fix) from exc
-
-
-def _kms_key(settings: Settings) -> RemoteKey:
-    # Imported where it is wanted: it brings AWS's whole SDK.
-    from compliance.kms import KmsKey
-
-    return KmsKey(
-        key_id=settings.signing_kms_key, region=settings.signing_kms_region, endpoint=settings.signing_kms_endpoint
-    )
-
-
-def anchors_of(settings: Settings, file: Path | None = None) -> bytes:
-    """The PEM roots to trust: of a file, those configured, or the development authority's. None is an answer, too."""
-    path = file or settings.signing_anchors or authority_folder(settings) / "anchors.pem"
-    return path.read_bytes() if file or path.exists() else b""
-
-
-def authority_folder(settings: Settings) -> Path:
-    """Where the development authority lives."""
-    return settings.data / "signing"
 
 
 async def register(keys: SqlKeys, secret: str) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import httpx
 
 from compliance.errors import ComplianceError
-from gateway.app import compliance_of, secret_of, signer_of
+from gateway.app import compliance_of, signer_of
 from gateway.backends.runpod import RunPodBackend
 from gateway.core import catalog
 from gateway.core.catalog import Catalog
@@ -18,6 +18,7 @@ from gateway.desk.claim import read_note
 from gateway.desk.keys import open_keys
 from gateway.errors import GatewayError
 from gateway.settings import Settings
+from gateway.signing import secret_of
 from gateway.storage.build import storage_of
 from handler.contract import Inventory
 

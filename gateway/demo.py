@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from compliance.verify import Report, verify
 from gateway import console
-from gateway.app import authority_folder
 from gateway.client import Client, Picture
 from gateway.desk.keys import read_key
 from gateway.desk.stack import Stack, open_stack, without_settings
 from gateway.errors import GatewayError
 from gateway.settings import Settings
+from gateway.signing import authority_folder
 
 _T = TypeVar("_T")
 _PHASES = {"queued": "queued", "drawing": "drawn", "finishing": "reviewed and signed", "total": "from POST to picture"}

@@ -12,9 +12,9 @@ from gateway.core.embedding import Embedder
 from gateway.settings import Settings
 
 
-def embedder_of(settings: Settings) -> Embedder:
-    """The encoder of the settings, with its index; nothing is loaded yet."""
-    return Embedder(partial(encoder_of, settings), partial(index_of, settings))
+def embedder_of(settings: Settings, encoder: Encoder | None = None) -> Embedder:
+    """The encoder of the settings, or one that is at hand, with its index; nothing is loaded yet."""
+    return Embedder((lambda: encoder) if encoder else partial(encoder_of, settings), partial(index_of, settings))
 
 
 def encoder_of(settings: Settings) -> Encoder:

@@ -35,7 +35,7 @@ def export(
     """Write the audit as JSON lines, sealed with the key that signs the pictures."""
     import asyncio
 
-    from gateway.app import signing_credentials
+    from gateway.signing import signing_credentials
 
     settings = _settings(data)
     credentials = signing_credentials(settings)
@@ -124,7 +124,7 @@ async def _write(settings: Settings, credentials: Credentials, since: datetime |
 
 def _anchors(settings: Settings, file: Path | None) -> bytes:
     """The roots to trust: those named, the configured ones, or the development authority's. None is an answer, too."""
-    from gateway.app import authority_folder
+    from gateway.signing import authority_folder
 
     path = file or settings.signing_anchors or authority_folder(settings) / "anchors.pem"
     return path.read_bytes() if file or path.exists() else b""

@@ -67,8 +67,8 @@ def lifecycle(
 def _check_folder(settings: Settings) -> None:
     import asyncio
 
-    from gateway.app import secret_of
     from gateway.console import fail
+    from gateway.signing import secret_of
     from gateway.storage.build import storage_of
 
     async def look() -> str:

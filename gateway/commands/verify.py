@@ -57,12 +57,12 @@ async def _examine(settings: Settings, anchors: Path | None, content: bytes) -> 
     """On this machine: against this desk's roots and, where it has any, among its pictures."""
     import time
 
-    from gateway.app import anchors_of, pixel_mark_of, secret_of
     from gateway.core.recognition import Recognition
     from gateway.desk.store import open_database
     from gateway.dialects.provenance import findings_as_json
     from gateway.jobs.records import SqlRecords
     from gateway.jobs.store import SqlJobs
+    from gateway.signing import anchors_of, pixel_mark_of, secret_of
 
     if not _has_pictures(settings):
         from compliance.verify import verify as read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import anyio.abc
 import httpx
 import orjson
 import pytest
+import stamina
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,12 @@ pytestmark = pytest.mark.anyio
 
 RULESETS = {"rulesets": [{"name": name, "version": "v1"} for name in ("default", "colours")]}
 MINORS = words("nude child")
+
+
+@pytest.fixture(autouse=True)
+def no_pause_between_attempts() -> Iterator[None]:
+    with stamina.set_testing(True, attempts=3, cap=True):
+        yield
 
 
 @pytest.fixture

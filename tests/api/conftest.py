@@ -15,6 +15,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from cache.encoder import Encoder
 from cache.minilm import MiniLM
 from compliance.review import Reviewer
 from gateway.app import create_app
@@ -89,12 +90,17 @@ def encoder_folder() -> Path:
     return folder
 
 
+@functools.cache
+def encoder() -> Encoder:
+    """The same, loaded: once in a process and not once for each gateway."""
+    return MiniLM.open(encoder_folder())
+
+
 @asynccontextmanager
 async def opened(configured: Settings, runpod: FakeRunPod, *reviewers: Reviewer) -> AsyncIterator[Gateway]:
     configured.data.mkdir(parents=True, exist_ok=True)
-    if configured.cache == "on" and not (configured.data / "encoder").exists():
-        (configured.data / "encoder").symlink_to(encoder_folder())
-    app = create_app(configured, backend_transport=runpod, reviewers=reviewers)
+    at_hand = encoder() if (configured.cache, configured.cache_encoder) == ("on", "minilm") else None
+    app = create_app(configured, backend_transport=runpod, reviewers=reviewers, encoder=at_hand)
     async with app.router.lifespan_context(app):
         gateway = Gateway(app, runpod, configured)
         async with gateway.http:

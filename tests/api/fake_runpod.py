@@ -28,7 +28,7 @@ def paint(job: contract.Job, index: int) -> bytes:
         (job.width // 4, job.height // 4, job.width // 2, job.height // 2), fill=tuple(key[3:6])
     )
     out = io.BytesIO()
-    image.save(out, "PNG")
+    image.save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+from gateway.core import cache_feed, caching
 from tests.api.conftest import Gateway, opened, settings
 from tests.api.fake_runpod import FakeRunPod
 from tests.api.test_cache import PROMPT, REWORDED, hit, missed, semantic
@@ -27,7 +28,10 @@ def server() -> Iterator[FakeQdrant]:
 
 
 @pytest.fixture
-async def replica(tmp_path: Any, server: FakeQdrant) -> Any:
+async def replica(tmp_path: Any, server: FakeQdrant, monkeypatch: pytest.MonkeyPatch) -> Any:
+    # So long nobody asks a server that was away, for what is new and for a caller.
+    monkeypatch.setattr(cache_feed, "PAUSE", 0.5)
+    monkeypatch.setattr(caching, "REST", 1.0)
     runpod = FakeRunPod(key="rp-key")
     async with AsyncExitStack() as stack:
 

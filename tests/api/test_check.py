@@ -145,6 +145,8 @@ def served(runpod: FakeRunPod) -> Iterator[str]:
     """The stand-in behind a socket; its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        disable_nagle_algorithm = True
+
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             key = {"authorization": self.headers["authorization"]}
@@ -160,7 +162,7 @@ def served(runpod: FakeRunPod) -> Iterator[str]:
         def log_message(self, *_: object) -> None: ...
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/v2/fake"

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 from compliance.verify import verify
-from gateway.app import signing_credentials
 from gateway.core import access, advance
 from gateway.core.appeals import Appeals
 from gateway.core.audit import Audit
@@ -25,6 +24,7 @@ from gateway.jobs.database import Database
 from gateway.jobs.events import SqlEvents
 from gateway.jobs.keys import SqlKeys
 from gateway.jobs.store import SqlJobs
+from gateway.signing import signing_credentials
 from tests.acs.rig import KEY as ACS_KEY
 from tests.acs.rig import AcsProcess
 from tests.reviewers import SeesColours, Silent

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from compliance.verify import verify
-from gateway.app import authority_folder
+from gateway.signing import authority_folder
 from handler import contract
 from tests.api.fake_runpod import paint
 

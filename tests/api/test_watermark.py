@@ -11,7 +11,7 @@ from PIL import Image
 
 from compliance.review import Opinion
 from compliance.verify import verify
-from gateway.app import signing_credentials
+from gateway.signing import signing_credentials
 from handler.builtin.world import Scene, Thing, draw
 from tests.api.conftest import BASE, opened, settings
 from tests.api.fake_runpod import FakeRunPod

@@ -16,13 +16,14 @@ pytestmark = [
 
 
 def train_little(folder):
-    little = ["--workers", "1", "--samples-vae", "16", "--samples-unet", "80"]
+    # Two steps of each part.
+    little = ["--workers", "1", "--samples-vae", "16", "--batch", "8", "--samples-unet", "16"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries announce their next versions
         train.main(["--out", str(folder), *little])
         export.main(["--run", str(folder), "--model", str(folder / "model")])
         lora.main(["--model", str(folder / "model"), "--out", str(folder / "loras"), "--workers", "1",
-                   "--samples", "64"])  # fmt: skip
+                   "--batch", "8", "--samples", "16"])  # fmt: skip
     return folder
 
 
@@ -49,6 +50,6 @@ def test_two_runs_of_one_worker_end_in_the_same_bits(first, tmp_path):
 
 
 def test_training_goes_on_from_an_exported_folder(first, tmp_path):
-    little = ["--workers", "1", "--samples-unet", "40"]
+    little = ["--workers", "1", "--batch", "8", "--samples-unet", "8"]
     train.main(["--out", str(tmp_path), "--start", str(first / "model"), *little])
     assert (tmp_path / "unet.pt").exists()

@@ -40,6 +40,8 @@ class StandInEndpoint:
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True
+
             def do_GET(self) -> None:
                 listed = [
                     {"id": name, "state": "idle", "job": "job-1" if name in outer.busy else None, "want": want}

@@ -71,6 +71,8 @@ class StandInGateway:
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True
+
             def do_GET(self) -> None:
                 self._answer(200, outer.file)
 

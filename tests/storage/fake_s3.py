@@ -30,6 +30,8 @@ REGION = "eu-central-1"
 
 
 class _Quiet(WSGIRequestHandler):
+    disable_nagle_algorithm = True
+
     def log(self, *args: Any) -> None:
         pass
 
