@@ -59,6 +59,7 @@ class Setup:
     loras: Path
     steps: int
     guidance: float
+    curves: bool
 
 
 _studio: Studio
@@ -68,7 +69,7 @@ _setup: Setup
 def _begin(setup: Setup) -> None:
     global _studio, _setup
     torch.set_num_threads(1)
-    _studio, _setup = Studio(setup.model), setup
+    _studio, _setup = Studio(setup.model, curves=setup.curves), setup
 
 
 def _look(task: Task) -> list[Sight]:
@@ -127,7 +128,7 @@ def removals(seeds: int) -> list[Task]:
     return tasks
 
 
-def characters(each: int) -> list[Task]:
+def characters(each: int, strengths: Iterable[float]) -> list[Task]:
     tasks = []
     for size in SIZES:
         for index, character in enumerate(CHARACTERS):
@@ -136,7 +137,7 @@ def characters(each: int) -> list[Task]:
             empty = tuple(replace(scene, things=scene.things[1:]) for scene in scenes)
             ordinary = Task(row=(), size=size, prompts=prompts, seeds=_seeds(prompts, 50 * index), scenes=scenes)
             tasks += [
-                replace(ordinary, row=(character, f"{strength}"), loras={character: strength}) for strength in STRENGTHS
+                replace(ordinary, row=(character, f"{strength}"), loras={character: strength}) for strength in strengths
             ]
             tasks.append(replace(ordinary, row=(character, "no LoRA")))
             plain = tuple(explicit(scene) for scene in empty)
@@ -247,13 +248,13 @@ def _shows(sight: Sight, word: str) -> bool:
 # The report
 
 
-def report(tally: Tally, drawings: Tally) -> str:
+def report(tally: Tally, drawings: Tally, strengths: Iterable[float]) -> str:
     return "\n\n".join(
         [
             _asked_table(tally, drawings),
             _size_table(tally, drawings),
             _negative_table(tally),
-            _character_table(tally),
+            _character_table(tally, strengths),
         ]
     )
 
@@ -303,13 +304,13 @@ def _negative_table(tally: Tally) -> str:
     return "\n".join(lines)
 
 
-def _character_table(tally: Tally) -> str:
+def _character_table(tally: Tally, strengths: Iterable[float]) -> str:
     lines = [
         "| LoRA and strength | target | appears | recognisable (0.9 of its pixels) | one, in place | the rest right |",
         "|---|---|---|---|---|---|",
     ]
     for character in CHARACTERS:
-        for way in ("no LoRA", "no trigger", *map(str, STRENGTHS)):
+        for way in ("no LoRA", "no trigger", *map(str, strengths)):
             target = {"1.0": ">= 0.95", "no LoRA": "<= 0.02", "no trigger": "<= 0.02", "0.0": "<= 0.02"}.get(way, "")
             marks = ("appears", "face", "one, in place", "rest")
             cells = [_share(tally.share(character, way, mark=mark)) for mark in marks]
@@ -330,6 +331,8 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=36, help="scenes for each size")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--each-character", type=int, default=10, help="scenes for each size and strength")
+    parser.add_argument("--strengths", type=float, nargs="+", default=STRENGTHS)
+    parser.add_argument("--raw", action="store_true", help="strengths are weights: what a curve is read from")
     parser.add_argument("--parts", nargs="+", default=["asked", "negatives", "characters"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
@@ -338,8 +341,14 @@ def main() -> None:
     tasks = asked(options.each, options.seeds) if "asked" in options.parts else []
     tasks += removals(options.seeds) if "negatives" in options.parts else []
     if "characters" in options.parts and options.loras.is_dir():
-        tasks += characters(options.each_character)
-    setup = Setup(model=options.model, loras=options.loras, steps=options.steps, guidance=options.guidance)
+        tasks += characters(options.each_character, options.strengths)
+    setup = Setup(
+        model=options.model,
+        loras=options.loras,
+        steps=options.steps,
+        guidance=options.guidance,
+        curves=not options.raw,
+    )
     begin = time.monotonic()
     # Tasks of one size lie together: a process then learns the drawings of few sizes.
     tasks.sort(key=lambda task: SIZES.index(task.size))
@@ -347,7 +356,7 @@ def main() -> None:
         sights = pool.map(_look, tasks, chunksize=1)
         true = [task for task in tasks if task.row[0] == "explicit"]
         drawings = tally_of(true, pool.map(_look_at_drawings, true, chunksize=1))
-    print(report(tally_of(tasks, sights), drawings))
+    print(report(tally_of(tasks, sights), drawings, options.strengths))
     print(f"\n{options.steps} steps, guidance {options.guidance:g}, {time.monotonic() - begin:.0f} s")
 
 

@@ -29,13 +29,14 @@ def negative_prompt(*terms: str) -> str:
 class Studio:
     """A loaded pipeline and its palettes."""
 
-    def __init__(self, folder: Path = MODEL) -> None:
+    def __init__(self, folder: Path = MODEL, *, curves: bool = True) -> None:
+        """Without ``curves``, a LoRA is worn at the strength as it is asked for."""
         logging.set_verbosity_error()
         self.pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None)
         self.pipeline.set_progress_bar_config(disable=True)
         self.worn: set[str] = set()
         self.palettes = read_palettes(folder / "palette.json")
-        self.curves = read_models(SHIPPED_MODELS).loras
+        self.curves = read_models(SHIPPED_MODELS).loras if curves else {}
 
     def wear(self, strengths: Mapping[str, float], folder: Path = LORAS) -> None:
         """Draw with these LoRAs from now on, at the weights that models.toml has for these strengths; a file is read
