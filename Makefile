@@ -39,8 +39,8 @@ check: install  ## Format, lint, types and who may import whom
 bench: install  ## What it costs, against the floors
 	$(BIN)/python -m bench
 
-TRAIN ?= --samples-vae 40000 --samples-unet 900000 --seed 0
-LORA ?= --samples 160000 --seed 0
+TRAIN ?= --samples-vae 40000 --samples-unet 500000 --seed 0
+LORA ?= --samples 100000 --seed 0
 
 train: install  ## Train the built-in model and its characters from nothing, into var/train: see its model card
 	$(BIN)/python -m handler.builtin.train --out var/train $(TRAIN) $(if $(wildcard var/train/*.pt),--resume)
