@@ -64,7 +64,21 @@ def sheet(rows: Sequence[Sequence[Image.Image]], scale: int = 3, gap: int = 2) -
 
 
 def gallery() -> dict[str, list[list[Wish]]]:
-    """Sizes; styles and negatives; characters and strengths."""
+    """Examples; sizes; styles and negatives; characters and strengths."""
+    wide = (1344, 768)
+    both = {"aya": 1.0, "bella": 1.0}
+    examples = [
+        [
+            Wish(prompt="aya, on a hill", size=wide, loras={"aya": 1.0}),
+            Wish(prompt="a boat, sea, sunset, sun on the left", size=wide),
+            Wish(prompt="a lighthouse, sea, night, moon, stars", size=wide),
+        ],
+        [
+            Wish(prompt="bella, forest, snow", size=wide, loras={"bella": 1.0}),
+            Wish(prompt="aya on the left, bella on the right, mountains, dawn", size=wide, loras=both),
+            Wish(prompt="a red castle, hills, night, moon, stars", size=wide),
+        ],
+    ]
     scenes = (
         "a red castle on the left, a yellow tree on the right, mountains, sunset, sun on the left",
         "a lighthouse on the right, a white boat on the left, sea, night, moon on the left, stars",
@@ -89,7 +103,6 @@ def gallery() -> dict[str, list[list[Wish]]]:
         for name, land, seeds in (("aya", "on a hill", (1, 2)), ("bella", "forest, sunset", (3, 4)))
         for seed in seeds
     ]
-    both = {"aya": 1.0, "bella": 1.0}
     slopes.append([
         Wish(prompt="aya on the left and bella on the right, beach", loras=both),
         Wish(prompt="bella on the left, aya on the right, city at night, moon", loras=both),
@@ -97,7 +110,7 @@ def gallery() -> dict[str, list[list[Wish]]]:
         Wish(prompt="postcard, bella, a house on the right, winter", loras={"bella": 1.0}),
         Wish(prompt="aya on the left, a red castle on the right, sunset", loras={"aya": 1.0}),
     ])  # fmt: skip
-    return {"model-sizes": sizes, "model-styles": styles, "model-characters": slopes}
+    return {"examples": examples, "model-sizes": sizes, "model-styles": styles, "model-characters": slopes}
 
 
 def main() -> None:
