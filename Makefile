@@ -47,7 +47,7 @@ train: install  ## Train the built-in model and its characters from nothing, int
 	$(BIN)/python -m handler.builtin.export --run var/train --model var/train/model
 	$(BIN)/python -m handler.builtin.lora --model var/train/model --out var/train/loras $(LORA)
 
-eval-model: install  ## How well the built-in model does what it is told, figure by figure: about 10 minutes
+eval-model: install  ## How well the built-in model does what it is told, figure by figure: 10 to 30 minutes
 	@$(BIN)/python -m handler.builtin.evaluate
 
 eval-words: install  ## What the word rules find in the labelled texts, and what they refuse of ordinary prompts

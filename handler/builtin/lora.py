@@ -32,7 +32,7 @@ from handler.builtin.captions import STRANGERS, caption
 from handler.builtin.denoiser import Denoiser, from_folder, squared_errors, tokens_of
 from handler.builtin.lessons import Lesson, encode, own_chance, pick_size, prompt, stacked, without_end
 from handler.builtin.studio import MODEL
-from handler.builtin.training import Budget, Run, idle_cores, in_workers, orphaned
+from handler.builtin.training import Budget, Run, add_options, in_workers, orphaned, run_of
 from handler.builtin.world import CELL, CHARACTERS, PLACES, Pixels, Scene, Thing, draw, sample, usual_places
 
 RANK = 16
@@ -273,39 +273,22 @@ def _worker(
         if budget.steps % 50 == 0:
             print(f"lora {budget.seconds:.0f}s {budget.samples} samples, loss {loss.item():.4f}", flush=True)
     if index == 0:
-        run.out.mkdir(parents=True, exist_ok=True)
         header = {"base_model": BASE, "family": "sd15", "licence": "Apache-2.0", "samples": str(budget.samples)}
         adapters.save(run.out, average, header)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    batches = {"batch": BATCH, "large_batch": LARGE_BATCH}
+    add_options(parser, **batches)
     parser.add_argument("--model", type=Path, default=MODEL, help="the folder that the LoRAs are for")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=80_000)
+    parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=0, help="a budget in minutes in place of samples")
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that train; 2 on a CPU")
-    parser.add_argument("--drawers", type=int, help="processes that draw for each; on a GPU all cores but one")
-    parser.add_argument("--batch", type=int, help=f"{BATCH} on a CPU, {LARGE_BATCH} on a GPU")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--placing", type=float, default=PLACING, help="share of the budget at full strength")
-    parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rates")
     parser.add_argument("--named", type=float, default=NAMED, help="share of the pictures that name a character")
     parser.add_argument("--start", type=Path, help="continue from the LoRA files of a folder")
     given = parser.parse_args(arguments)
-    fast = given.device.type == "cuda"
-    run = Run(
-        out=given.out,
-        device=given.device,
-        workers=given.workers or (1 if fast else 2),
-        drawers=given.drawers if given.drawers is not None else idle_cores(given.device),
-        batch=given.batch or (LARGE_BATCH if fast else BATCH),
-        rate=given.rate,
-        seed=given.seed,
-        samples=given.samples,
-        minutes=given.minutes,
-    )
+    run = replace(run_of(parser, given, **batches), samples=given.samples, minutes=given.minutes)
     train(run, given.model, placing=given.placing, named=given.named, start=given.start)
 
 

@@ -24,7 +24,7 @@ from handler.builtin import autoencoder, networks
 from handler.builtin.captions import caption
 from handler.builtin.denoiser import Denoiser, copies, from_folder, squared_errors, tokens_of
 from handler.builtin.lessons import SQUARE, Lessons, encode, stacked, without_end
-from handler.builtin.training import Budget, Optimiser, Run, follow, idle_cores, in_workers, orphaned, save
+from handler.builtin.training import Budget, Optimiser, Run, add_options, follow, in_workers, orphaned, run_of, save
 from handler.builtin.world import draw, sample
 
 BATCH, LARGE_BATCH = 40, 512  # for a core and for a GPU
@@ -128,33 +128,16 @@ def _loss(average: dict[str, Tensor], curve: Tensor, latents: Tensor, tokens: Te
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    batches = {"batch": BATCH, "large_batch": LARGE_BATCH}
+    add_options(parser, **batches)
     parser.add_argument("--samples-vae", type=int, default=40_000)
     parser.add_argument("--samples-unet", type=int, default=500_000)
     parser.add_argument("--minutes-vae", type=float, default=0, help="a budget in minutes in place of samples")
     parser.add_argument("--minutes-unet", type=float, default=0)
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that train; 2 on a CPU")
-    parser.add_argument("--drawers", type=int, help="processes that draw for each; on a GPU all cores but one")
-    parser.add_argument("--batch", type=int, help=f"{BATCH} on a CPU, {LARGE_BATCH} on a GPU")
-    parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rates")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --out")
     parser.add_argument("--start", type=Path, help="begin with the weights of an exported folder")
     given = parser.parse_args(arguments)
-    fast = given.device.type == "cuda"
-    if fast and (given.workers or 1) > 1:
-        parser.error("on a GPU one process trains: leave --workers out, and give it --drawers")
-    given.out.mkdir(parents=True, exist_ok=True)
-    run = Run(
-        out=given.out,
-        device=given.device,
-        workers=given.workers or (1 if fast else 2),
-        drawers=given.drawers if given.drawers is not None else idle_cores(given.device),
-        batch=given.batch or (LARGE_BATCH if fast else BATCH),
-        rate=given.rate,
-        seed=given.seed,
-    )
+    run = run_of(parser, given, **batches)
     path = given.out / "unet.pt"
     start: dict[str, Any] | None
     if given.start and not (given.resume and path.exists()):

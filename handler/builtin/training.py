@@ -2,6 +2,7 @@
 
 import os
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,35 @@ class Run:
     minutes: float = 0.0
     done: int = 0  # samples of earlier sittings
     seconds: float = 0.0  # of earlier sittings
+
+
+def add_options(parser: ArgumentParser, *, batch: int, large_batch: int) -> None:
+    """What `run_of` reads."""
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, help="processes that train; 2 on a CPU")
+    parser.add_argument("--drawers", type=int, help="processes that draw for each; on a GPU all cores but one")
+    parser.add_argument("--batch", type=int, help=f"{batch} on a CPU, {large_batch} on a GPU")
+    parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rates")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run_of(parser: ArgumentParser, given: Namespace, *, batch: int, large_batch: int) -> Run:
+    """A run without a budget yet. Ends the program with a sentence for options that do not go together."""
+    fast = given.device.type == "cuda"
+    if fast and (given.workers or 1) > 1:
+        parser.error("on a GPU one process trains: leave --workers out, and give it --drawers")
+    given.out.mkdir(parents=True, exist_ok=True)
+    idle = max(1, (os.cpu_count() or 1) - 1) if fast else 0
+    return Run(
+        out=given.out,
+        device=given.device,
+        workers=given.workers or (1 if fast else 2),
+        drawers=idle if given.drawers is None else given.drawers,
+        batch=given.batch or (large_batch if fast else batch),
+        rate=given.rate,
+        seed=given.seed,
+    )
 
 
 class Budget:
@@ -113,11 +143,6 @@ def _quietly(index: int, work: Callable[..., None], run: Run, parent: int, *argu
     prepare(run.device.type, 1)
     torch.manual_seed(run.seed * 100 + index + run.done)
     work(index, run, parent, *arguments)
-
-
-def idle_cores(device: torch.device) -> int:
-    """How many can draw for the one that keeps a GPU busy; on a CPU there are none to spare."""
-    return max(1, (os.cpu_count() or 1) - 1) if device.type == "cuda" else 0
 
 
 def orphaned(parent: int) -> bool:

@@ -53,3 +53,11 @@ def test_training_goes_on_from_an_exported_folder(first, tmp_path):
     little = ["--workers", "1", "--batch", "8", "--samples-unet", "8"]
     train.main(["--out", str(tmp_path), "--start", str(first / "model"), *little])
     assert (tmp_path / "unet.pt").exists()
+
+
+@pytest.mark.parametrize("program", [train, lora], ids=["train", "lora"])
+def test_several_workers_on_a_gpu_are_refused_with_a_sentence(program, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--out", str(tmp_path), "--device", "cuda", "--workers", "2"])
+    assert stopped.value.code == 2
+    assert "on a GPU one process trains: leave --workers out" in capsys.readouterr().err
