@@ -140,6 +140,13 @@ def test_a_character_stands_where_it_was_asked(draw_all):
     assert seen(right) == {("aya", "", "right")}
 
 
+def test_both_characters_come_together_each_in_its_place(draw_all):
+    prompts = ["aya on the left, bella on the right, hills", "bella on the left, aya on the right, hills"]
+    first, second = draw_all(prompts, loras={"aya": 1.0, "bella": 1.0})
+    assert seen(first) == {("aya", "", "left"), ("bella", "", "right")}
+    assert seen(second) == {("bella", "", "left"), ("aya", "", "right")}
+
+
 @pytest.mark.parametrize("character", CHARACTERS)
 def test_every_number_of_a_lora_file_is_loaded(character):
     """Files with mixed names load without an error and lose most of their numbers."""
